@@ -1,0 +1,115 @@
+"""What flows through a run: images, targets, predictions, batches.
+
+Shapes use the same letters everywhere: N images, K classes, C channels, H x W pixels, R truth
+boxes, P proposals. Boxes are xyxy in absolute pixels. Labels are 0..K-1, with 255 = ignore.
+A batch is held in columns (one tensor for all labels), so that a step over small images costs no
+Python per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+
+
+@dataclass
+class Images:
+    """What a model may look at; it never carries labels."""
+
+    pixels: Tensor  # (N, C, H, W) uint8 on the way to the device; float, normalised, after
+    sizes: list[tuple[int, int]]  # (h, w) of each image inside the zero padding
+    originals: list[tuple[int, int]]  # (h, w) before any resize
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass
+class Targets:
+    """The truth of a batch; a task names the columns it needs, the others stay empty."""
+
+    image_id: Tensor  # (N,) position in the data set
+    label: Tensor | None = None  # (N,) int64, or (N, K) float where labels are soft
+    mask: Tensor | None = None  # (N, H, W) int64, 255 = ignore
+    boxes: list[Tensor] = field(default_factory=list)  # N x (R, 4)
+    labels: list[Tensor] = field(default_factory=list)  # N x (R,)
+    masks: list[Tensor] = field(default_factory=list)  # N x (R, H, W)
+
+
+@dataclass
+class Predictions:
+    """What a model says of a batch; a task fills the columns it needs."""
+
+    log_probs: Tensor | None = None  # (N, K) log of the class probabilities
+
+
+@dataclass
+class Batch:
+    images: Images
+    targets: Targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``; pinned memory is copied without waiting."""
+        return Batch(_columns(self.images, device), _columns(self.targets, device))
+
+    def pin_memory(self) -> Batch:
+        return Batch(_columns(self.images, "pin"), _columns(self.targets, "pin"))
+
+    def split(self, parts: int) -> Iterator[Batch]:
+        """``parts`` equal slices in order; ``len(self)`` must be a multiple of ``parts``."""
+        size = len(self) // parts
+        for start in range(0, size * parts, size):
+            chosen = slice(start, start + size)
+            yield Batch(_columns(self.images, chosen), _columns(self.targets, chosen))
+
+
+def _columns(record: Any, what: torch.device | slice | str) -> Any:
+    """``record`` with every tensor or list of tensors moved, pinned or sliced."""
+    changed = {}
+    for name, column in vars(record).items():
+        if column is None:
+            continue
+        if isinstance(what, slice):
+            changed[name] = column[what]
+        elif isinstance(column, Tensor):
+            changed[name] = _move(column, what)
+        elif column and isinstance(column[0], Tensor):
+            changed[name] = [_move(tensor, what) for tensor in column]
+    return replace(record, **changed)
+
+
+def _move(tensor: Tensor, where: torch.device | str) -> Tensor:
+    return tensor.pin_memory() if where == "pin" else tensor.to(where, non_blocking=True)
+
+
+def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
+    """(index, image (C, h, w) uint8, target) of each sample -> a zero-padded batch.
+
+    A target's integers and scalars become one column; its tensors stay a list, one per image.
+    ``original`` in a target is the (h, w) before any resize.
+    """
+    sizes = [(image.shape[-2], image.shape[-1]) for _, image, _ in samples]
+    if len(set(sizes)) == 1:
+        pixels = torch.stack([image for _, image, _ in samples])
+    else:
+        height, width = (max(side) for side in zip(*sizes, strict=True))
+        first = samples[0][1]
+        pixels = first.new_zeros(len(samples), first.shape[0], height, width)
+        for row, (_, image, _) in zip(pixels, samples, strict=True):
+            row[:, : image.shape[-2], : image.shape[-1]] = image
+    columns: dict[str, Any] = {}
+    for name in samples[0][2].keys() - {"original"}:
+        values = [target[name] for _, _, target in samples]
+        columns[name] = values if isinstance(values[0], Tensor) else torch.tensor(values)
+    originals = [target.get("original", size) for (*_, target), size in zip(samples, sizes, strict=True)]
+    image_id = torch.tensor([index for index, *_ in samples])
+    return Batch(Images(pixels, sizes, originals), Targets(image_id, **columns))
