@@ -1,0 +1,80 @@
+"""``cnnctl info model=... [data=...]``: a table of the network's layers, before any training."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from cnnctl import build
+from cnnctl.engine.layers import Layers, Row, layer_table
+
+
+def run(config: DictConfig) -> None:
+    """Print the layers and the totals of the network that ``cnnctl train`` would train."""
+    facts = build.facts(config)
+    size = build.augmentation(config, facts).size
+    model = build.model(config, facts, size)
+    layers = layer_table(model, facts.channels, size)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)  # into a file or a pipe: nothing is cut off
+    title = (
+        f"{type(model).__name__}: {facts.channels} x {size[0]} x {size[1]} pixels"
+        f" -> {len(facts.classes)} classes"
+    )
+    console.print(table(layers, title))
+    for line in totals(layers):
+        console.print(line, highlight=False)
+
+
+_WIDE = 160
+_COLUMNS = ("layer", "type", "output", "kernel", "stride", "pad", "parameters", "FLOPs", "field")
+
+
+def table(layers: Layers, title: str) -> Table:
+    """One line for each layer in the order of execution."""
+    printed = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for name in _COLUMNS:
+        justify = "left" if name in ("layer", "type", "output") else "right"
+        printed.add_column(name, justify=justify, overflow="fold")
+    for row in layers.rows:
+        printed.add_row(*_cells(row))
+    return printed
+
+
+def totals(layers: Layers) -> list[str]:
+    """What the whole network costs, each figure with its unit."""
+    return [
+        f"parameters   {layers.parameters:,} ({scaled(layers.parameters)})",
+        f"FLOPs        {scaled(layers.flops)} an image, forward; 1 multiply-add = 2 FLOPs:"
+        f" {scaled(layers.flops / 2)} multiply-adds; convolutions and matrix products only",
+        f"activations  {layers.activation_bytes / 2**20:.1f} MiB an image (float32)",
+        "field        input pixels that one output position sees, not clipped at the border",
+    ]
+
+
+def scaled(count: float) -> str:
+    """Three digits and a decimal prefix: 40551040 -> ``40.6 M``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {prefix}"
+    return f"{count:.0f}"
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.name,
+        row.kind,
+        " x ".join(map(str, row.shape)),
+        *(_window(pair) for pair in (row.kernel, row.stride, row.padding)),
+        f"{row.parameters:,}" if row.parameters else "",
+        scaled(row.flops) if row.flops else "",
+        _window(row.field) if row.field else "whole image",
+    ]
+
+
+def _window(pair: tuple[int, int] | None) -> str:
+    if pair is None:
+        return ""
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} x {pair[1]}"

@@ -1,0 +1,54 @@
+"""Any backbone with pooling and one linear layer: the shape of every ImageNet classifier since Lin,
+Chen, Yan, "Network in network", arXiv:1312.4400, section 3.2 (global average pooling).
+
+With backbone resnet18, resnet34 or resnet50 it is the network of He et al., arXiv:1512.03385,
+table 1 (torchvision's variant: see cnnctl/backbones/resnet.py).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from cnnctl.backbones.base import Backbone
+from cnnctl.models.base import ClassificationModel
+
+
+class Classifier(ClassificationModel):
+    """The backbone's deepest map, pooled to one vector, dropout, linear (K).
+
+    Args:
+        backbone: any; only its deepest map is used.
+        num_classes: K.
+        size: (h, w) of the input.
+        pool: "avg" or "max" over all positions of the map.
+        dropout: probability of zeroing a pooled feature (Srivastava et al., JMLR 15, 2014).
+
+    Raises:
+        ValueError: an argument is out of range, or the input is smaller than the total stride.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        size: tuple[int, int],
+        pool: Literal["avg", "max"] = "avg",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if pool not in ("avg", "max"):
+            raise ValueError(f'pool must be "avg" or "max", got "{pool}"')
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        backbone.require(size)
+        self.backbone = backbone
+        self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(backbone.channels[backbone.deepest], num_classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = self.backbone(pixels)[self.backbone.deepest]  # (N, C, h, w)
+        pooled = self.pool(features).flatten(1)  # (N, C)
+        return self.linear(self.dropout(pooled))
