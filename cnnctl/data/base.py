@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +19,11 @@ from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
 
 SPLITS = ("train", "val", "test")
+STALLED = 30.0  # seconds without a byte after which a download is given up
+
+
+class NoSplit(UserError):
+    """The data is there, but not divided so that it has the split that was asked for."""
 
 
 class Dataset(ABC):
@@ -22,6 +31,7 @@ class Dataset(ABC):
 
     A constructor takes ``split`` and ``root`` and then numbers of its own; facts that depend on
     the data (class names, channels, mean and standard deviation) are attributes, owned here.
+    It raises ``NoSplit`` where its settings leave that split empty.
     """
 
     classes: tuple[str, ...]
@@ -29,7 +39,7 @@ class Dataset(ABC):
     mean: tuple[float, ...]  # per channel, of pixels scaled to 0..1
     std: tuple[float, ...]
     size: tuple[int, int] | None = None  # (h, w) where all images agree
-    mirror: ClassVar[bool] = True  # does a mirror image keep its class? (digits do not)
+    mirror: bool = True  # does a mirror image keep its class? (digits do not)
     skipped: int = 0  # broken samples left out, where the user asked for that
 
     @abstractmethod
@@ -48,6 +58,42 @@ class Dataset(ABC):
         for index in range(len(self)):
             counts[int(self[index][1]["label"])] += 1
         return counts
+
+    def sample_name(self, index: int) -> str:
+        """What to call a sample in a message; its file where it has one."""
+        return f"sample {index}"
+
+    def remarks(self) -> list[str]:
+        """Sentences on what was left out on reading; empty where nothing was."""
+        return []
+
+    @classmethod
+    def option(cls) -> str:
+        """Its name on the command line: file, YAML and option share one stem."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def home(cls, root: str | None) -> Path | None:
+        """The folder that its files are looked for in; None where they come with a package."""
+        return data_root(root)
+
+    @classmethod
+    def missing(cls, root: str | None) -> list[str]:
+        """The files that are absent from ``home``; empty where it can be read."""
+        return []
+
+    @classmethod
+    def fetch(cls, root: str | None) -> str:
+        """Download what is missing, with its checksums, and say what was done.
+
+        Raises:
+            UserError: the data cannot be had by downloading, or the download failed.
+        """
+        raise UserError(
+            f"data={cls.option()} has no download",
+            advice=f"put it into {cls.home(root)}",
+            code=Exit.DATA,
+        )
 
 
 class ArrayDataset(Dataset):
@@ -95,16 +141,98 @@ def require_files(root: Path, names: list[str], *, data: str, fetch: bool = True
     """``root/name`` for each name, or one sentence naming what is missing and what to type."""
     paths = [root / name for name in names]
     missing = [path for path in paths if not path.is_file()]
-    if missing:
-        listed = ", ".join(path.name for path in missing)
-        get = f"type: cnnctl data fetch data={data}, or " if fetch else ""
+    if not missing:
+        return paths
+    raise absent(root, [str(path.relative_to(root)) for path in missing], data=data, fetch=fetch)
+
+
+def absent(root: Path, names: Sequence[str], *, data: str, fetch: bool = True) -> UserError:
+    """The one sentence on data that is not where it was looked for.
+
+    Args:
+        root: the folder that ``data.root`` stands for.
+        names: the files that are missing, relative to it.
+    """
+    found = "" if root.is_dir() else ", which does not exist"
+    get = f"type: cnnctl data fetch data={data}; or " if fetch else ""
+    point = "point data.root (or $CNNCTL_DATA) at the folder that holds them"
+    if above := _one_off(root, names):
+        get, point = "", f"they are there if you type: data.root={above}"
+    return UserError(
+        f"data={data} was looked for in this folder{found}; it needs {', '.join(names)}",
+        file=root,
+        advice=get + point,
+        code=Exit.DATA,
+    )
+
+
+def _one_off(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder to name where ``root`` is one of those below it (MNIST/raw for MNIST's)."""
+    parts = [Path(name).parts for name in names]
+    for depth in range(1, min(map(len, parts))):
+        if all(root.joinpath(*part[depth:]).is_file() for part in parts):
+            return root.parents[depth - 1]
+    return None
+
+
+def download(
+    act: Callable[[], object], *, data: str, folder: Path, files: Sequence[tuple[str, str]]
+) -> None:
+    """Run torchvision's own download, and turn its failure into one sentence.
+
+    Args:
+        act: calls torchvision, which checks the md5 of what it gets.
+        folder: where it puts the files.
+        files: (name or address, md5) of each archive, for doing it by hand.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED)  # torchvision sets none: a silent server would hang for ever
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        act()
+    except (RuntimeError, OSError, HTTPException, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise UserError(
+                f"cannot be written: {error}", file=folder, advice="data.root=<another folder>",
+                code=Exit.MACHINE,
+            ) from None  # fmt: skip
+        listed = ", ".join(f"{name} (md5 {md5})" for name, md5 in files)
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"data={data} needs these files here: {listed}",
-            file=missing[0].parent,
-            advice=f"{get}point data.root (or $CNNCTL_DATA) at the folder above it",
+            f"data={data} could not be downloaded: {reason}",
+            advice=f"get {listed} elsewhere, put it into {folder} and type the same again",
             code=Exit.DATA,
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def part_of_train(labels: Tensor, split: str, validation: int, *, data: str) -> Tensor:
+    """Positions of the official training images that are ``train`` or ``val``, always the same.
+
+    Args:
+        labels: (M,) int64 of the official training images.
+        validation: how many of them are held out as ``val``, the classes in proportion.
+
+    Raises:
+        NoSplit: ``val`` is asked for and ``validation`` is 0.
+        ValueError: ``validation`` leaves nothing to train on.
+    """
+    if not 0 <= validation < len(labels):
+        raise ValueError(f"validation must be from 0 to {len(labels) - 1}, got {validation}")
+    if validation == 0 and split == "val":
+        raise NoSplit(
+            f"data={data} has no val split with validation=0",
+            field="data.validation",
+            advice="hold some images out (data.validation=5000) or take another split",
         )
-    return paths
+    parts = stratified_split(labels, (len(labels) - validation, validation))
+    return parts[SPLITS.index(split)]
+
+
+def take(pixels: Tensor, chosen: Tensor) -> Tensor:
+    """Rows of (M, C, H, W) uint8; a view of all of them where all are chosen."""
+    return pixels if len(chosen) == len(pixels) else pixels[chosen]
 
 
 def stratified_split(labels: Tensor, counts: tuple[int, ...], seed: int = 0) -> list[Tensor]:

@@ -6,6 +6,7 @@ part, 8 x 8 counts of 0..16 from 43 writers.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ class Digits(ArrayDataset):
     """
 
     classes = tuple("0123456789")
+    channels = 1
+    size = (8, 8)
     mean = (0.3041,)  # of the train split, pixels scaled to 0..1
     std = (0.3751,)
     mirror = False
@@ -35,3 +38,11 @@ class Digits(ArrayDataset):
         parts = stratified_split(labels, (1078, 359, 360))
         chosen = parts[SPLITS.index(split)]
         super().__init__((pixels[chosen] * (255 / 16)).round().to(torch.uint8), labels[chosen])
+
+    @classmethod
+    def home(cls, root: str | None) -> Path | None:
+        return None
+
+    @classmethod
+    def fetch(cls, root: str | None) -> str:
+        return "nothing to fetch: the images are inside scikit-learn"
