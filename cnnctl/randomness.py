@@ -31,6 +31,21 @@ def permutation(count: int, *parts: int | str) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
+def beta_quantiles(alpha: float) -> Tensor:
+    """(65537,) float32: the inverse of Beta(alpha, alpha)'s distribution function, for ``Draw``.
+
+    Exact at 65,537 evenly spaced probabilities, of which the first and the last are moved in by a
+    quarter of a step, so that a narrow Beta (large alpha) does not reach out to 0 and 1.
+    """
+    import numpy as np
+    from scipy.special import betaincinv
+
+    steps = 1 << 16
+    probability = np.arange(steps + 1) / steps
+    probability[[0, -1]] = [0.25 / steps, 1 - 0.25 / steps]
+    return torch.from_numpy(betaincinv(alpha, alpha, probability)).float()
+
+
 @dataclass(frozen=True)
 class Draw:
     """Random numbers for the samples of one batch, each from its own counter.
@@ -60,6 +75,12 @@ class Draw:
     def chance(self, purpose: str, probability: float) -> Tensor:
         """(N,) bool, True with the given probability."""
         return self.uniform(purpose)[:, 0] < probability
+
+    def quantile(self, purpose: str, table: Tensor) -> Tensor:
+        """(N,) from a distribution given by its evenly spaced quantiles, linear between them."""
+        place = self.uniform(purpose)[:, 0] * (len(table) - 1)
+        below = place.long()
+        return table[below].lerp(table[below + 1], place - below)
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """What every augmentation pipeline promises, and the one that changes nothing.
 
-A pipeline has two halves. ``sample`` runs in a worker on one image of any size and returns one of
-the pipeline's size (only streamed data needs it). ``batch`` runs on the device on whole uint8
-batches, vectorised, each sample with random numbers of its own counter; resident and streamed
-data share it. Evaluation uses ``sample_eval`` alone.
+A pipeline has two halves. The first brings images to the pipeline's size: ``sample`` (training)
+and ``sample_eval`` in a worker on one streamed image of any size, ``resident`` once on all images
+of a data set that fits in memory. The second, ``batch``, runs on the device on whole uint8
+training batches, vectorised, each sample with random numbers of its own counter.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from cnnctl.randomness import Draw
 from cnnctl.structures import Images, Targets
 
 UNSIZED = 224  # the side of the input where neither the user nor the data sets one
+RESIZE_BYTES = 1 << 26  # of pixels that `resident` resizes at a time
 
 
 class Augmentation:
@@ -44,33 +47,47 @@ class Augmentation:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.num_classes = num_classes
         self.mirror = mirror
+        self.native = native
         self.size = (size, size) if size else native or (UNSIZED, UNSIZED)
         self.label_smoothing = label_smoothing
+
+    def resident(self, pixels: Tensor) -> Tensor:
+        """All images of a data set at once, (M, C, h, w) uint8 -> (M, C, *size) uint8.
+
+        Done once, in chunks of bounded memory; the result equals ``sample_eval`` on each image.
+        """
+        if tuple(pixels.shape[-2:]) == self.size:
+            return pixels
+        resized = pixels.new_empty(*pixels.shape[:2], *self.size)
+        largest = pixels.shape[1] * max(pixels.shape[2] * pixels.shape[3], math.prod(self.size))
+        rows = max(1, RESIZE_BYTES // largest)
+        for part, chunk in zip(resized.split(rows), pixels.split(rows), strict=True):
+            part.copy_(resize(chunk, self.size))
+        return resized
 
     def sample(self, image: Tensor) -> Tensor:
         """One training image (C, h, w) uint8 of any size -> (C, *size) uint8, in a worker."""
         return self.sample_eval(image)
 
     def sample_eval(self, image: Tensor) -> Tensor:
-        """Shorter side to 256/224 of the size, then the centre: the ImageNet protocol.
+        """One image (C, h, w) uint8 of any size -> (C, *size) uint8, for evaluation.
 
-        Images that all have the data's own shape are only resized (``resize``).
+        Images that all have one size are only resized, as ``resident`` does; others get the
+        ImageNet protocol.
         """
-        height, width = self.size
-        h, w = image.shape[-2:]
-        scale = max(height / h, width / w) * 256 / 224
-        resized = resize(image[None], (max(height, round(h * scale)), max(width, round(w * scale))))
-        top, left = (resized.shape[-2] - height) // 2, (resized.shape[-1] - width) // 2
-        return resized[0, :, top : top + height, left : left + width]
+        if self.native is not None:
+            return resize(image[None], self.size)[0]
+        return resized_centre(image, self.size)
 
     def batch(self, images: Images, targets: Targets, draw: Draw) -> tuple[Images, Targets]:
-        """Augment a training batch in place of the plain one; uint8 (or 0..255 float) pixels."""
+        """Augment a training batch, on its device; the pixels become uint8 or 0..255 float."""
         assert targets.label is not None
         pixels, label = self.augment(images.pixels, targets.label, draw)
-        if self.label_smoothing and not label.is_floating_point():
-            label = F.one_hot(label, self.num_classes).float()
         if self.label_smoothing:
-            label = label * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+            label = (
+                self.soft(label) * (1 - self.label_smoothing)
+                + self.label_smoothing / self.num_classes
+            )
         images.pixels, targets.label = pixels, label
         return images, targets
 
@@ -78,10 +95,47 @@ class Augmentation:
         """Pixels (N, C, H, W) and label (N,) -> the same, or soft labels (N, K)."""
         return pixels, label
 
+    def soft(self, label: Tensor) -> Tensor:
+        """(N,) int64 or (N, K) float -> (N, K) float, each row a distribution."""
+        return label if label.is_floating_point() else F.one_hot(label, self.num_classes).float()
+
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, h, w) uint8 -> (N, C, *size) uint8, bilinear, antialiased when shrinking."""
+    """(N, C, h, w) uint8 -> (N, C, *size) uint8, bilinear, antialiased when shrinking.
+
+    On the CPU it is Pillow's fixed-point arithmetic, several times faster than floats; other
+    devices round floats, at most one grey level away.
+    """
     if tuple(pixels.shape[-2:]) == size:
         return pixels
+    if pixels.device.type == "cpu":
+        return F.interpolate(pixels, size, mode="bilinear", antialias=True)
     scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resized_centre(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) -> (C, *size): shorter side to 256/224 of the size, then the centre.
+
+    The arithmetic of torchvision's Resize(256) and CenterCrop(224) where ``size`` is 224.
+    """
+    image = _middle(image)
+    h, w = image.shape[-2:]
+    shorter = round(max(size) * 256 / 224)
+    scaled = tuple(shorter if side == min(h, w) else shorter * side // min(h, w) for side in (h, w))
+    resized = resize(image[None], (scaled[0], scaled[1]))[0]
+    top, left = (round((have - want) / 2) for have, want in zip(scaled, size, strict=True))
+    return resized[:, top : top + size[0], left : left + size[1]]
+
+
+def _middle(image: Tensor) -> Tensor:
+    """The middle of an image longer than four squares: a 1 x 5000 strip must not become 1 GB.
+
+    The centre crop sees less than one square of it; an even number of lines goes, so that the
+    centre stays where it was.
+    """
+    for axis in (-2, -1):
+        side, other = image.shape[axis], image.shape[-3 - axis]
+        if (extra := side - 4 * other) > 1:
+            image = image.narrow(axis, extra // 2, side - 2 * (extra // 2))
+    return image

@@ -1,0 +1,53 @@
+"""mixup: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: beyond empirical risk minimization",
+arXiv:1710.09412, section 2. It reports a PreAct ResNet-18 on CIFAR-10 at 4.2 % error with alpha = 1
+(5.6 % without).
+
+Differs from the paper: each image has a lambda of its own, where the paper's code draws one for a
+batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from cnnctl.data.augmentations.standard import Standard
+from cnnctl.randomness import Draw, beta_quantiles
+
+
+class Mixup(Standard):
+    """Pad, crop, flip, then blend each image and its label with those of the one before it.
+
+    Pixels come out as floats in 0..255, labels as distributions.
+
+    Args:
+        alpha: of Beta(alpha, alpha), which the share of the image itself is drawn from; the paper
+            takes 1 (uniform) on CIFAR and 0.1 to 0.4 on ImageNet.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mirror: bool,
+        native: tuple[int, int] | None,
+        size: int | None = None,
+        padding: int | None = None,
+        flip: bool | None = None,
+        scale: tuple[float, float] = (0.25, 1.0),
+        alpha: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes, mirror, native, size, padding, flip, scale, label_smoothing)
+        if not (alpha > 0 and math.isfinite(alpha)):
+            raise ValueError(f"alpha must be a positive number, got {alpha}")
+        self.quantiles = beta_quantiles(alpha)
+
+    def augment(self, pixels: Tensor, label: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        pixels, label = super().augment(pixels, label, draw)
+        self.quantiles = self.quantiles.to(pixels.device)  # moves once, then stays there
+        share = draw.quantile("mixup", self.quantiles)  # (N,)
+        pixels, label = pixels.float(), self.soft(label)
+        # The batch is in random order, so its neighbour is a random partner for each image.
+        pixels = pixels.roll(1, 0).lerp_(pixels, share[:, None, None, None])
+        return pixels, label.roll(1, 0).lerp_(label, share[:, None])
