@@ -119,8 +119,8 @@ class ArrayDataset(Dataset):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.classes).encode())
-        digest.update(memoryview(self.pixels.contiguous().numpy()))
-        digest.update(memoryview(self.labels.contiguous().numpy()))
+        digest.update(self.pixels.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def class_counts(self) -> list[int]:
@@ -146,27 +146,31 @@ def require_files(root: Path, names: list[str], *, data: str, fetch: bool = True
     raise absent(root, [str(path.relative_to(root)) for path in missing], data=data, fetch=fetch)
 
 
-def absent(root: Path, names: Sequence[str], *, data: str, fetch: bool = True) -> UserError:
+def absent(
+    root: Path, names: Sequence[str], *, data: str, fetch: bool = True, instead: str = ""
+) -> UserError:
     """The one sentence on data that is not where it was looked for.
 
     Args:
         root: the folder that ``data.root`` stands for.
         names: the files that are missing, relative to it.
+        instead: a file that would do as well.
     """
     found = "" if root.is_dir() else ", which does not exist"
     get = f"type: cnnctl data fetch data={data}; or " if fetch else ""
     point = "point data.root (or $CNNCTL_DATA) at the folder that holds them"
-    if above := _one_off(root, names):
+    other = f" (or {instead})" if instead else ""
+    if above := one_off(root, names):
         get, point = "", f"they are there if you type: data.root={above}"
     return UserError(
-        f"data={data} was looked for in this folder{found}; it needs {', '.join(names)}",
+        f"data={data} was looked for in this folder{found}; it needs {', '.join(names)}{other}",
         file=root,
         advice=get + point,
         code=Exit.DATA,
     )
 
 
-def _one_off(root: Path, names: Sequence[str]) -> Path | None:
+def one_off(root: Path, names: Sequence[str]) -> Path | None:
     """The folder to name where ``root`` is one of those below it (MNIST/raw for MNIST's)."""
     parts = [Path(name).parts for name in names]
     for depth in range(1, min(map(len, parts))):

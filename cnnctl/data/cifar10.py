@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from cnnctl.data.base import ArrayDataset, absent, data_root, download, part_of_train, take
+from cnnctl.data.base import ArrayDataset, absent, data_root, download, one_off, part_of_train, take
 from cnnctl.data.mnist import check_labels
 from cnnctl.errors import Exit, UserError
 
@@ -43,8 +43,9 @@ class CIFAR10(ArrayDataset):
         UserError: files are absent, cannot be verified, or are not what they should be.
     """
 
-    classes: tuple[str, ...] = tuple(
-        "airplane automobile bird cat deer dog frog horse ship truck".split()
+    classes: tuple[str, ...] = (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
     )
     channels = 3
     size = (32, 32)
@@ -85,10 +86,14 @@ class CIFAR10(ArrayDataset):
             cls._archive_files: cls._read_archive,
             cls._binary_files: cls._read_binary,
         }
-        order = list(readers) if verify else [cls._binary_files, cls._archive_files, cls._python_files]
+        order = (
+            list(readers) if verify else [cls._binary_files, cls._archive_files, cls._python_files]
+        )
         there = next((files for files in order if _all_there(root, files())), None)
         if there is None:
-            raise absent(root, cls.missing(str(root)), data=cls.option())
+            kinds = (files() for files in order)
+            names = next((n for n in kinds if one_off(root, n)), cls.missing(str(root)))
+            raise absent(root, names, data=cls.option(), instead=cls.archive)
         if verify and there == cls._binary_files:
             raise UserError(
                 f"cannot be verified: no md5 is published for extracted files, and {cls.archive} "

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from cnnctl.data.cifar10 import CIFAR10
 
+_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house
+kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew
+skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
+woman worm
+"""
+
 
 class CIFAR100(CIFAR10):
     """Arguments, splits and checks are CIFAR-10's; the class is the fine label."""
 
-    classes = tuple(
-        """
-        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
-        butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
-        crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house
-        kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
-        mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
-        plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew
-        skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
-        telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf
-        woman worm
-        """.split()
-    )
+    classes = tuple(_FINE.split())
     mean = (0.5071, 0.4865, 0.4409)  # of the official training images, pixels scaled to 0..1
     std = (0.2673, 0.2564, 0.2762)
 

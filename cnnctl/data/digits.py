@@ -32,9 +32,9 @@ class Digits(ArrayDataset):
     def __init__(self, split: Literal["train", "val", "test"], root: str | None = None) -> None:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        pixels = torch.from_numpy(digits.images)[:, None]  # (1797, 1, 8, 8) float64, 0..16
-        labels = torch.from_numpy(digits.target).long()
+        images, truth = load_digits(return_X_y=True)
+        pixels = torch.from_numpy(images).reshape(-1, 1, 8, 8)  # (1797, 1, 8, 8) float64, 0..16
+        labels = torch.from_numpy(truth).long()
         parts = stratified_split(labels, (1078, 359, 360))
         chosen = parts[SPLITS.index(split)]
         super().__init__((pixels[chosen] * (255 / 16)).round().to(torch.uint8), labels[chosen])

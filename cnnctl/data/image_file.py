@@ -64,7 +64,7 @@ def decode_image(raw: bytearray, channels: int = 3) -> Tensor:
     try:
         pixels = _fast(raw, image) if image.format in _FAST else None
         if pixels is None:
-            pixels = _pillow(image, channels)
+            pixels = _pillow(image)
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -166,11 +166,12 @@ def _from_16_bits(pixels: Tensor) -> Tensor:
     return ((pixels + 128) // 257).to(torch.uint8)
 
 
-def _pillow(image: Image, channels: int) -> Tensor:
+def _pillow(image: Image) -> Tensor:
     """(1, 3 or 4, H, W) uint8 of the first frame, turned as its EXIF orientation says."""
     image.load()
+    up_to_16_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
     image = _upright(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+    if up_to_16_bits:
         values = np.array(image).astype(np.int32)
         return _from_16_bits(torch.from_numpy(values)[None])
     if image.mode in ("I", "F"):
@@ -193,12 +194,7 @@ def _upright(image: Image) -> Image:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
     except Exception:  # damaged EXIF does not make the pixels worse
         return image
-    if not turned:
-        return image
-    original, image.format = image.format, None
-    image = ImageOps.exif_transpose(image)
-    image.format = original
-    return image
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _to_channels(pixels: Tensor, channels: int) -> Tensor:
@@ -209,7 +205,7 @@ def _to_channels(pixels: Tensor, channels: int) -> Tensor:
     if len(pixels) == channels:
         return pixels
     if channels == 3:
-        return pixels.expand(3, -1, -1)
+        return pixels.repeat(3, 1, 1)
     red, green, blue = pixels.int()
     luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16  # as Pillow's convert("L")
     return luma.to(torch.uint8)[None]

@@ -75,7 +75,11 @@ class MNIST(ArrayDataset):
 
     @classmethod
     def _names(cls) -> list[str]:
-        parts = [(prefix, what) for prefix in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+        parts = [
+            (prefix, what)
+            for prefix in ("train", "t10k")
+            for what in ("images-idx3", "labels-idx1")
+        ]
         return [f"{cls.source}/raw/{prefix}-{what}-ubyte" for prefix, what in parts]
 
     @classmethod
