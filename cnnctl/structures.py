@@ -65,9 +65,15 @@ class Batch:
         return Batch(_columns(self.images, "pin"), _columns(self.targets, "pin"))
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """``parts`` equal slices in order; ``len(self)`` must be a multiple of ``parts``."""
-        size = len(self) // parts
-        for start in range(0, size * parts, size):
+        """``parts`` equal slices in order.
+
+        Raises:
+            ValueError: the batch cannot be divided equally; no image is left out silently.
+        """
+        size, rest = divmod(len(self), parts)
+        if rest or not size:
+            raise ValueError(f"a batch of {len(self)} does not divide into {parts} equal parts")
+        for start in range(0, len(self), size):
             chosen = slice(start, start + size)
             yield Batch(_columns(self.images, chosen), _columns(self.targets, chosen))
 
@@ -110,6 +116,8 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
     for name in samples[0][2].keys() - {"original"}:
         values = [target[name] for _, _, target in samples]
         columns[name] = values if isinstance(values[0], Tensor) else torch.tensor(values)
-    originals = [target.get("original", size) for (*_, target), size in zip(samples, sizes, strict=True)]
+    originals = [
+        target.get("original", size) for (*_, target), size in zip(samples, sizes, strict=True)
+    ]
     image_id = torch.tensor([index for index, *_ in samples])
     return Batch(Images(pixels, sizes, originals), Targets(image_id, **columns))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cnnctl.data.base import Dataset
 from cnnctl.metrics.classification import ClassificationEvaluator
 from cnnctl.models.base import ClassificationModel, Model
 from cnnctl.structures import Batch, Predictions
@@ -23,7 +24,8 @@ class Task:
         model: the class its models derive from.
         evaluator: class names -> an object with update, merge, rows and compute.
         best: the metric, larger is better, that chooses best.pt.
-        figures: (batch, predictions, evaluator) -> named pictures (H, W, 3) uint8 for TensorBoard.
+        draw_batch: (batch, data) -> named pictures (H, W, 3) uint8 of a training batch.
+        draw_evaluation: (batch, predictions, evaluator, model, data) -> named pictures.
         table: evaluator -> rows (title, value) that the summary adds to the metrics.
     """
 
@@ -32,7 +34,8 @@ class Task:
     model: type[Model]
     evaluator: Callable[[Sequence[str]], Any]
     best: str
-    figures: Callable[[Batch, Predictions, Any], dict[str, Tensor]]
+    draw_batch: Callable[[Batch, Dataset], dict[str, Tensor]]
+    draw_evaluation: Callable[[Batch, Predictions, Any, Model, Dataset], dict[str, Tensor]]
     table: Callable[[Any], list[tuple[str, str]]]
 
 
@@ -44,7 +47,8 @@ def classify() -> Task:
         model=ClassificationModel,
         evaluator=ClassificationEvaluator,
         best="top1",
-        figures=lambda batch, predictions, evaluator: {},
+        draw_batch=lambda batch, data: {},
+        draw_evaluation=lambda batch, predictions, evaluator, model, data: {},
         table=_best_and_worst_class,
     )
 

@@ -116,18 +116,20 @@ class FieldTracker(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not inputs:
             return result
+        source = inputs[0]
+        rule = _RULES.get(func.overloadpacket)
         for out in _tensors(result):
-            merged = _union(fields, out.dim())
-            source = inputs[0]
-            rule = _RULES.get(func.overloadpacket)
             if rule is not None:
-                self.fields[out] = rule(merged, source, out, args)
+                self.fields[out] = rule(_union(fields, source.dim()), source, out, args)
             elif torch.Tag.pointwise in func.tags:
-                self.fields[out] = merged
+                self.fields[out] = _union(fields, out.dim())
             else:
                 self.fields[out] = Field({}, whole=True)
             if out.is_floating_point() and out.untyped_storage()._cdata not in storages:
                 self.activation_bytes += out.nbytes
+            if func._schema.is_mutable and out._base is not None:
+                # Written into a part of a larger tensor: nothing is known of the rest any more.
+                self.fields[out._base] = Field({}, whole=True)
         return result
 
 
@@ -146,8 +148,7 @@ def _union(fields: list[tuple[Field, int]], ndim: int) -> Field:
     merged: dict[int, Axis] = {}
     whole = False
     for field, dims in fields:
-        # More dimensions than the result has: only a rule that moves dimensions can say.
-        shift = max(ndim - dims, 0)
+        shift = ndim - dims
         whole |= field.whole
         for dim, axis in field.axes.items():
             known = merged.get(dim + shift)
@@ -200,6 +201,8 @@ def _windowed(field: Field, source: Tensor, shape: Any, *arguments: int | Sequen
 def _convolution(field: Field, source: Tensor, out: Tensor, args: tuple[Any, ...]) -> Field:
     weight, stride, padding, dilation, transposed = args[1], *args[3:7]
     shape = _transposed if transposed else _window
+    # An axis that has become batch or channels is mixed.
+    field = field.moved({dim: dim for dim in range(2, source.dim())})
     return _windowed(field, source, shape, weight.shape[2:], stride, padding, dilation)
 
 
@@ -228,7 +231,10 @@ def _resize(reach: int) -> Rule:
     def rule(field: Field, source: Tensor, out: Tensor, args: tuple[Any, ...]) -> Field:
         def change(axis: Axis, dim: int) -> Axis | None:
             factor, rest = divmod(out.shape[dim], source.shape[dim])
-            if rest or factor < 1:
+            if factor == 1 and not rest:
+                return axis
+            aligned = reach and args[2]  # corners aligned: no two positions sample alike
+            if rest or factor < 1 or aligned:
                 return None
             if not reach:
                 return axis.through([[0]] * factor, 1)
@@ -284,7 +290,9 @@ def _reduce(field: Field, source: Tensor, out: Tensor, args: tuple[Any, ...]) ->
 
 
 def _keep(field: Field, source: Tensor, out: Tensor, args: tuple[Any, ...]) -> Field:
-    return field
+    """Nothing changes; dimensions may be added in front."""
+    more = out.dim() - source.dim()
+    return field.moved({dim: dim + more for dim in range(source.dim())})
 
 
 def _except(position: int, default: int) -> Rule:
@@ -305,7 +313,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (aten._adaptive_avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d), _adaptive
     ),
-    aten.upsample_nearest2d: _resize(0),
+    **dict.fromkeys((aten.upsample_nearest2d, aten._upsample_nearest_exact2d), _resize(0)),
     aten.upsample_bilinear2d: _resize(1),
     aten.upsample_bicubic2d: _resize(2),
     **dict.fromkeys((aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d), _padded),
@@ -315,8 +323,9 @@ _RULES: dict[Any, Rule] = {
     ),
     aten.permute: _permute,
     aten.transpose: _transpose,
-    **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.max), _reduce),
-    **dict.fromkeys((aten.cat, aten.split, aten.split_with_sizes, aten.chunk), _except(1, 0)),
+    **dict.fromkeys((aten.mean, aten.sum, aten.amax), _reduce),
+    aten.cat: _except(1, 0),
+    **dict.fromkeys((aten.split, aten.split_with_sizes), _except(2, 0)),
     **dict.fromkeys((aten._softmax, aten._log_softmax), _except(1, -1)),
     **dict.fromkeys(
         (

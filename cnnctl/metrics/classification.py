@@ -1,8 +1,8 @@
 """Top-k accuracy, negative log-likelihood, per-class accuracy and the confusion matrix.
 
-``top_k_hits`` and ``confusion_matrix`` are pure functions; ``ClassificationEvaluator`` keeps one
-small row for each image, so that its figures do not depend on the batch size or on how the images
-were dealt out to processes.
+``top_k_hits``, ``predicted_class`` and ``confusion_matrix`` are pure functions;
+``ClassificationEvaluator`` keeps one small row for each image, so that its figures do not depend on
+the batch size or on how the images were dealt out to processes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,18 @@ def top_k_hits(scores: Tensor, label: Tensor, k: int) -> Tensor:
     """Whether the true class is among the k best: scores (N, K), label (N,) -> (N,) bool.
 
     Ties count against the network: a class ranks behind every class with an equal score, so a
-    constant output scores zero and not chance. A true class with a NaN score is a miss.
+    constant output scores zero and not chance. A NaN ranks before every number, and a true class
+    whose score is NaN is a miss.
     """
-    true = scores.gather(1, label[:, None])
-    better_or_equal = (scores >= true).sum(1)  # includes the true class itself
-    return (better_or_equal <= k) & (better_or_equal > 0)
+    true = scores.gather(1, label[:, None])  # (N, 1)
+    rank = (~(scores < true)).sum(1)  # (N,), from 1: the true class does not beat itself
+    return (rank <= k) & ~true[:, 0].isnan()
+
+
+def predicted_class(scores: Tensor, label: Tensor) -> Tensor:
+    """The best class of (N, K), K > 1 -> (N,); the true one loses ties, as in ``top_k_hits``."""
+    others = scores.scatter(1, label[:, None], -torch.inf).argmax(1)
+    return torch.where(top_k_hits(scores, label, 1), label, others)
 
 
 def confusion_matrix(label: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
@@ -41,41 +48,32 @@ class ClassificationEvaluator:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
-        self._rows: list[Tensor] = []  # (n, 5) float64: id, label, predicted, log p(label), top-5
+        # id, label, predicted, in the top 5: (n, 4) int64; log p(label): (n,) float, of each batch
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._merged: list[Tensor] = []  # rows() of other processes
 
     def update(self, predictions: Predictions, targets: Targets) -> None:
         """Take a batch: log_probs (N, K), label (N,); stays on the device, no synchronisation."""
         assert predictions.log_probs is not None
         assert targets.label is not None
         log_probs, label = predictions.log_probs, targets.label
-        # top-1 by the same rule as top-k: where the best score is tied, the truth loses the tie
-        predicted = log_probs.argmax(1)
-        tied = ~top_k_hits(log_probs, label, 1) & (predicted == label)
-        runner_up = log_probs.scatter(1, label[:, None], -torch.inf).argmax(1)
-        predicted = torch.where(tied, runner_up, predicted)
-        columns = [
-            targets.image_id,
-            label,
-            predicted,
-            log_probs.gather(1, label[:, None])[:, 0],
-            top_k_hits(log_probs, label, 5),
-        ]
-        self._rows.append(torch.stack([column.double() for column in columns], 1))
+        predicted, hits = predicted_class(log_probs, label), top_k_hits(log_probs, label, 5)
+        counts = torch.stack([targets.image_id, label, predicted, hits.long()], 1)
+        self._batches.append((counts, log_probs.gather(1, label[:, None])))
 
     def merge(self, others: Sequence[Tensor]) -> None:
         """Take the rows of other processes (their ``rows()``)."""
-        self._rows.extend(others)
+        self._merged.extend(others)
 
     def rows(self) -> Tensor:
-        """(N, 5) float64 on the CPU, ordered by image id."""
-        if not self._rows:
-            return torch.zeros(0, 5, dtype=torch.float64)
-        rows = torch.cat([part.cpu() for part in self._rows])
+        """(N, 5) float64 on the CPU, ordered by id: id, label, predicted, top-5, log p(label)."""
+        parts = [torch.cat([part.cpu().double() for part in batch], 1) for batch in self._batches]
+        rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *parts, *self._merged])
         return rows[rows[:, 0].argsort(stable=True)]
 
     def confusion(self) -> Tensor:
         """(K, K) int64, truth in rows."""
-        rows = self.rows().long()
+        rows = self.rows()[:, :3].long()  # not the log p, which may be infinite
         return confusion_matrix(rows[:, 1], rows[:, 2], len(self.classes))
 
     def per_class(self) -> dict[str, float]:
@@ -92,6 +90,6 @@ class ClassificationEvaluator:
             return {}
         metrics = {"top1": float((rows[:, 1] == rows[:, 2]).double().mean())}
         if len(self.classes) > 5:
-            metrics["top5"] = float(rows[:, 4].mean())
-        metrics["nll"] = float(-rows[:, 3].mean())
+            metrics["top5"] = float(rows[:, 3].mean())
+        metrics["nll"] = float(-rows[:, 4].mean())
         return metrics

@@ -1,0 +1,291 @@
+"""Configuration -> objects: the only call of ``hydra.utils.instantiate``, and every cross-check.
+
+A node names one class in ``_target_`` and gives it numbers; Python passes the parts (the classes
+of the data, the backbone). Before anything is built each node is bound to its target's signature
+and annotations, so that a wrong name or type is one sentence and not a traceback from within.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn, optim
+
+from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.base import Dataset
+from cnnctl.engine.schedules import Schedule
+from cnnctl.engine.trainer import Trainer
+from cnnctl.errors import UserError, nearest
+from cnnctl.models.base import Model
+from cnnctl.tasks import Task
+
+# Where the target of each group may come from, and what it must be or return.
+_ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
+    "task": (("cnnctl.tasks",), Task),
+    "model": (("cnnctl.models", "torchvision.models"), Model),
+    "backbone": (("cnnctl.backbones",), nn.Module),
+    "data": (("cnnctl.data",), Dataset),
+    "augmentation": (("cnnctl.data.augmentations",), Augmentation),
+    "optimizer": (("torch.optim", "cnnctl.engine.optimizers"), optim.Optimizer),
+    "schedule": (("cnnctl.engine.schedules",), Schedule),
+    "trainer": (("cnnctl.engine.trainer",), Trainer),
+}
+
+
+def task(config: DictConfig) -> Task:
+    return _build(config, "task")
+
+
+def dataset(config: DictConfig, split: str) -> Dataset:
+    """One split of the data; reads it.
+
+    Raises:
+        UserError: the data is absent or damaged (code 3), or has no such split.
+    """
+    return _build(config, "data", split=split)
+
+
+def facts(config: DictConfig) -> Dataset | type[Dataset]:
+    """Something with ``classes``, ``channels``, ``size``, ``mirror``, ``mean`` and ``std``.
+
+    The class itself where it knows all of them without reading the data, else the train split.
+    """
+    cls = _target(config, "data")
+    known = all(hasattr(cls, name) for name in ("classes", "channels", "mean", "std"))
+    return cls if known else dataset(config, "train")
+
+
+def augmentation(config: DictConfig, data: Any) -> Augmentation:
+    return _build(
+        config,
+        "augmentation",
+        num_classes=len(data.classes),
+        mirror=data.mirror,
+        native=data.size,
+    )
+
+
+def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
+    """The network for the data's classes and channels and an input of ``size`` (h, w)."""
+    parts: dict[str, Any] = {
+        "in_channels": data.channels,
+        "num_classes": len(data.classes),
+        "size": size,
+    }
+    if config.backbone:
+        parts["backbone"] = _build(config, "backbone", in_channels=data.channels)
+    return _build(config, "model", **parts)
+
+
+def trainer(config: DictConfig) -> Trainer:
+    return _build(config, "trainer")
+
+
+def optimizer(config: DictConfig) -> Callable[[Iterable[Any]], optim.Optimizer]:
+    """A function from parameters or parameter groups to the optimizer."""
+    return _build(config, "optimizer", partial=True)
+
+
+def schedule(config: DictConfig) -> Schedule:
+    return _build(config, "schedule")
+
+
+def check(config: DictConfig, chosen: dict[str, str]) -> None:
+    """Everything that can be said before data is read or a step is spent.
+
+    Args:
+        chosen: the option of each group, for the sentences (``model=lenet``).
+
+    Raises:
+        UserError: code 2.
+    """
+    for group in _ALLOWED:
+        if group in config and config[group]:
+            cls = _target(config, group)
+            _bind(cls, _values(config, group), group, partial=True)
+    the_task, model_cls = task(config), _target(config, "model")
+    names = {group: f"{group}={chosen.get(group, '?')}" for group in _ALLOWED}
+    if isinstance(model_cls, type) and not issubclass(model_cls, the_task.model):
+        raise UserError(
+            f"{names['model']} does not do {names['task']}",
+            field="model",
+            advice=f"cnnctl info lists the models; {names['task']} needs a {the_task.model.__name__}",
+        )
+    takes_backbone = "backbone" in inspect.signature(model_cls).parameters
+    if config.backbone and not takes_backbone:
+        raise UserError(
+            f"{names['model']} takes no backbone, so {names['backbone']} would be unused",
+            field="backbone",
+            advice="leave it out, or take model=classifier",
+        )
+    if takes_backbone and not config.backbone:
+        raise UserError(f"{names['model']} needs a backbone", field="backbone", advice="backbone=resnet18")
+    for make in (trainer, schedule, optimizer):  # their own checks of their numbers
+        make(config)
+
+
+def _values(config: DictConfig, group: str) -> dict[str, Any]:
+    node = OmegaConf.to_container(config[group], resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items() if key != "_target_"}
+
+
+def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: Any) -> Any:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    target, values = _target(config, group), _values(config, group)
+    accepted = inspect.signature(target).parameters
+    parts = {name: part for name, part in parts.items() if name in accepted}
+    for name in parts.keys() & values.keys():
+        raise UserError(
+            f"is a fact of the data ({parts[name]}) and cannot be set (to {values[name]})",
+            field=f"{group}.{name}",
+            advice="leave it out",
+        )
+    values = _bind(target, values, group, partial=partial, given=parts)
+    node = {"_target_": config[group]["_target_"], "_partial_": partial, **values}
+    try:
+        built = instantiate(node, _convert_="all", _recursive_=False, **parts)
+        if partial:  # an optimizer shows its complaints only when it is built
+            built([nn.Parameter()])
+    except InstantiationException as error:
+        raise _explain(error.__cause__ or error, group) from error.__cause__
+    except (ValueError, TypeError) as error:
+        raise _explain(error, group) from None
+    return built
+
+
+def _explain(error: BaseException, group: str) -> BaseException:
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return UserError(str(error), field=group)
+    return error
+
+
+def _target(config: DictConfig, group: str) -> Any:
+    """What a node's ``_target_`` resolves to, if that may be named there."""
+    name = str(config[group].get("_target_", ""))
+    prefixes, kind = _ALLOWED[group]
+    trusted = tuple(config.get("trust", ()))
+    field = f"{group}._target_"
+    if not name.startswith(tuple(f"{prefix}." for prefix in (*prefixes, *trusted))):
+        raise UserError(
+            f'"{name}" may not be named here, only what is in {", ".join(prefixes)}',
+            field=field,
+            advice="for a module of your own add trust=[that_module] on the command line",
+        )
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'there is no "{name}": {error}', field=field) from None
+    # What counts is the object that the name leads to: an allowed module may have imported others.
+    home = f"{getattr(found, '__module__', None)}."
+    if not home.startswith(tuple(f"{prefix}." for prefix in (*prefixes, *trusted))):
+        raise UserError(f'"{name}" is not one of ours', field=field)
+    makes = get_type_hints(found).get("return") if inspect.isfunction(found) else found
+    if not (isinstance(makes, type) and issubclass(makes, kind)):
+        raise UserError(f'"{name}" is no {kind.__name__}', field=field)
+    return found
+
+
+def _bind(
+    target: Any,
+    values: dict[str, Any],
+    group: str,
+    *,
+    partial: bool = False,
+    given: Iterable[str] = (),
+) -> dict[str, Any]:
+    """``values`` with each checked against ``target``'s signature, integers made floats."""
+    parameters = inspect.signature(target).parameters
+    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+    for name in values:
+        if name not in parameters:
+            raise UserError("unknown key", field=f"{group}.{name}", advice=nearest(name, parameters))
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name not in values
+        and name not in given
+    ]
+    if missing and not partial:
+        raise UserError("has no value", field=f"{group}.{missing[0]}")
+    return {
+        name: _typed(value, hints.get(name, Any), f"{group}.{name}")
+        for name, value in values.items()
+    }
+
+
+def _typed(value: Any, hint: Any, field: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"must be a finite number, not {value}", field=field)
+    fitted = _fit(value, hint)
+    if fitted is _NO:
+        raise UserError(f"must be {_words(hint)}, not {value!r}", field=field)
+    return fitted
+
+
+_NO = object()
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` wants it, or ``_NO``; types that YAML cannot hold are let through."""
+    origin = get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        fits = (_fit(value, choice) for choice in get_args(hint))
+        return next((fitted for fitted in fits if fitted is not _NO), _NO)
+    if origin is Literal:
+        return value if value in get_args(hint) else _NO
+    if origin in (list, tuple):
+        return _fit_sequence(value, origin, get_args(hint))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        return _NO
+    if hint in (int, float, bool, str):
+        return value if isinstance(value, hint) else _NO
+    if hint in (None, type(None)):
+        return None if value is None else _NO
+    return value if hint is Any or not isinstance(value, str) else _NO
+
+
+def _fit_sequence(value: Any, origin: type, inner: tuple[Any, ...]) -> Any:
+    if not isinstance(value, list):
+        return _NO
+    if origin is tuple and inner[-1:] != (...,):
+        hints = inner
+    else:
+        hints = inner[:1] * len(value)
+    if len(hints) != len(value):
+        return _NO
+    fitted = [_fit(item, hint) for item, hint in zip(value, hints, strict=True)]
+    return _NO if any(item is _NO for item in fitted) else origin(fitted)
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in names:
+        return names[hint]
+    if hint in (None, type(None)):
+        return "null"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(choice) for choice in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in inner)
+    if origin is tuple and inner[-1:] != (...,):
+        return "[" + ", ".join(_words(choice) for choice in inner) + "]"
+    if origin in (list, tuple):
+        return f"a list, each {_words(inner[0])}"
+    return getattr(hint, "__name__", str(hint))
+

@@ -1,0 +1,201 @@
+"""``cnnctl <command> key=value ...``: picks the command, composes its configuration, reports.
+
+Imports neither torch nor Hydra until a command needs them: help, completion and mistakes in the
+command line are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnctl.errors import Exit, UserError, nearest
+
+COMMANDS = {
+    "train": "train a network; resume= continues a run",
+    "eval": "score a checkpoint on a split of the data",
+    "predict": "classes of your own images, as JSON lines and pictures",
+    "info": "layers, parameters, FLOPs and receptive field of a network, before any training",
+    "data": "which data sets there are; show, check or fetch one",
+}
+ACTIONS = {"data": ("list", "show", "check", "fetch")}
+PRIMARY = {"train": "train", "info": "train", "data": "train", "eval": "eval", "predict": "predict"}
+
+
+@dataclass
+class Call:
+    """The command line, taken apart."""
+
+    command: str
+    action: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    sweep: bool = False
+    help: bool = False
+    show: bool = False  # --cfg: print the composed configuration and stop
+    traceback: bool = False
+    config_dir: str | None = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; ends the process with one of ``Exit``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Two threads that spin while they wait are slower than one beside a busy neighbour.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    debug = "--traceback" in arguments
+    try:
+        code = _main(arguments)
+    except UserError as error:
+        report(error)
+        if debug:
+            traceback.print_exc()
+        code = error.code
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    except Exception:
+        code = _bug()
+    sys.stdout.flush()
+    sys.exit(int(code))
+
+
+def report(error: UserError) -> None:
+    """One sentence on stderr, and one line of advice."""
+    print(f"error: {error}", file=sys.stderr)
+    if error.advice:
+        print(error.advice, file=sys.stderr)
+
+
+def _bug() -> Exit:
+    """Something is wrong in cnnctl: say so, and keep the traceback for the report."""
+    from pathlib import Path
+
+    text = traceback.format_exc()
+    run = os.environ.get("CNNCTL_RUN")  # set once a run has its directory
+    try:
+        path = Path(run or ".").absolute() / ("crash.txt" if run else "cnnctl-crash.txt")
+        path.write_text(text)
+        where = f"the traceback is in {path}"
+    except OSError:
+        print(text, file=sys.stderr)
+        where = "the traceback is above"
+    last = text.strip().splitlines()[-1]
+    print(f"error: a fault in cnnctl: {last}\n{where}; please report it", file=sys.stderr)
+    return Exit.BUG
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-sc"], ["--shell-completion"]):
+        from cnnctl import completion
+
+        return completion.run(arguments[1:])
+    if arguments[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(version("cnnctl"))
+        return Exit.DONE
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        from cnnctl import help as pages
+
+        print(pages.overview(COMMANDS))
+        return Exit.DONE if arguments else Exit.CONFIG
+    call = parse(arguments)
+    if call.help:
+        from cnnctl import help as pages
+
+        print(pages.command(call.command, COMMANDS[call.command], PRIMARY[call.command]))
+        return Exit.DONE
+    return _run(call)
+
+
+def parse(arguments: list[str]) -> Call:
+    """Raises UserError for an unknown command, flag or action."""
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise UserError(f'there is no command "{command}"', advice=nearest(command, COMMANDS))
+    call = Call(command)
+    words = iter(rest)
+    for word in words:
+        if word in ("-h", "--help"):
+            call.help = True
+        elif word in ("-m", "--multirun"):
+            call.sweep = True
+        elif word == "--cfg":
+            call.show = True
+            if (kind := next(words, "job")) != "job":
+                raise UserError(f'--cfg shows "job", not "{kind}"')
+        elif word == "--traceback":
+            call.traceback = True
+        elif word in ("--config-dir", "-cd"):
+            call.config_dir = next(words, None)
+        elif word.startswith("--config-dir="):
+            call.config_dir = word.partition("=")[2]
+        elif word.startswith("-"):
+            known = ["--help", "--multirun", "-m", "--cfg", "--config-dir", "--traceback"]
+            raise UserError(f'there is no flag "{word}"', advice=nearest(word, known))
+        elif "=" not in word and command in ACTIONS and call.action is None:
+            if word not in ACTIONS[command]:
+                raise UserError(
+                    f'{command} has no action "{word}"', advice=nearest(word, ACTIONS[command])
+                )
+            call.action = word
+        else:
+            call.overrides.append(word)
+    if call.sweep and command != "train":
+        raise UserError(f"{command} does not sweep", field="-m", advice="train does")
+    return call
+
+
+def _run(call: Call) -> int:
+    from cnnctl import compose
+
+    if call.sweep:
+        from cnnctl.commands import sweep
+
+        return sweep.run(call.overrides, call.config_dir)
+    own, others = call.overrides, []
+    if call.command in ("eval", "predict"):
+        own, others = compose.split_own(PRIMARY[call.command], call.overrides)
+    elif call.command == "train" and any(text.startswith("resume=") for text in own):
+        # The run's own configuration counts, not the one composed today.
+        own, others = compose.split_own("train", own, ("resume", "outputs", "trust"))
+    config = compose.compose(PRIMARY[call.command], own, call.config_dir)
+    if call.show:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(compose.settings(config)), end="")
+        return Exit.DONE
+    return _hand_over(call, config, others)
+
+
+def _hand_over(call: Call, config: Any, others: list[str]) -> int:
+    from cnnctl import compose
+
+    settings = compose.settings(config)
+    if call.command == "train":
+        from cnnctl.commands import train
+
+        chosen, directory = compose.choices(config), compose.run_dir(config)
+        if settings.resume is not None:
+            return train.resume(settings, others)
+        return train.run(train.Request.of(settings, chosen, directory))
+    if call.command == "eval":
+        from cnnctl.commands import eval as evaluation
+
+        return evaluation.run(settings, others)
+    if call.command == "predict":
+        from cnnctl.commands import predict
+
+        return predict.run(settings, others)
+    if call.command == "info":
+        from cnnctl.commands import info
+
+        return info.run(settings, compose.choices(config)) or Exit.DONE
+    from cnnctl.commands import data
+
+    return data.run(settings, call.action or "list") or Exit.DONE

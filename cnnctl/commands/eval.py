@@ -1,0 +1,144 @@
+"""``cnnctl eval``: rebuild everything from a checkpoint and score it on a split of the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cnnctl import build, compose
+from cnnctl.engine import checkpoint
+from cnnctl.engine.checkpoint import State
+from cnnctl.engine.console import Console
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.inference import evaluate
+from cnnctl.engine.journal import show
+from cnnctl.engine.loop import weights
+from cnnctl.engine.machine import Machine, out_of_memory_explained
+from cnnctl.engine.run import newest
+from cnnctl.errors import Exit, UserError
+
+
+@dataclass
+class Scores:
+    metrics: dict[str, float]
+    table: list[tuple[str, str]]
+    images: int
+    evaluator: Any
+
+
+def run(settings: DictConfig, overrides: list[str]) -> int:
+    """The command; ``overrides`` change the checkpoint's own configuration."""
+    if settings.split not in ("train", "val", "test"):
+        raise UserError(f'there is no split "{settings.split}"', field="split", advice="val or test")
+    console = Console()
+    if settings.checkpoint is None:
+        path = checkpoint.find(newest(Path(settings.outputs)))
+    else:
+        path = checkpoint.find(settings.checkpoint)
+    console.say(f"checkpoint: {path}")
+    state = checkpoint.read(path)
+    config, regrouped = rebuild(state, path, settings, overrides)
+    trainer = build.trainer(config)
+    processes = Processes()
+    machine = trainer.machine(processes)
+    size = build.augmentation(config, build.facts(config)).size
+    with out_of_memory_explained(trainer.eval_batch_size, size):
+        scores = score(config, state, settings.split, machine, processes, console)
+    rows = [(name, show(name, value)) for name, value in scores.metrics.items()]
+    rows += [*scores.table, ("images", f"{scores.images:,}")]
+    data = regrouped.get("data", state["choices"]["data"])
+    title = f"{state['choices']['model']} on {data}, {settings.split}"
+    console.table(title, ("", "value"), rows)
+    if not overrides and path.parent.joinpath("manifest.json").exists():
+        console.say(f"written: {write_scores(path.parent, settings.split, scores)}")
+    return Exit.DONE
+
+
+def rebuild(
+    state: State, path: Path, settings: DictConfig, overrides: list[str]
+) -> tuple[DictConfig, dict[str, str]]:
+    """The configuration of a checkpoint with the command line's changes; nothing else is trusted.
+
+    Raises:
+        UserError: the checkpoint's configuration names what may not be named (code 4).
+    """
+    config, regrouped = compose.override({**state["config"], "trust": []}, overrides)
+    config.trust = settings.trust
+    config.trainer.devices = 1
+    try:
+        build.check(config, {**state["choices"], **regrouped})
+    except UserError as error:
+        if not overrides:
+            error.file, error.code = path, Exit.CHECKPOINT
+        raise
+    return config, regrouped
+
+
+def score(
+    config: DictConfig,
+    state: State,
+    split: str,
+    machine: Machine,
+    processes: Processes,
+    console: Console,
+) -> Scores:
+    """Score a checkpoint's weights; the same function and batches as during training.
+
+    Raises:
+        UserError: the data's classes are not the checkpoint's (code 3), the weights do not fit
+            (code 4).
+    """
+    task, trainer = build.task(config), build.trainer(config)
+    data = build.dataset(config, split)
+    if list(data.classes) != state["classes"]:
+        raise UserError(
+            f"the data has classes {list(data.classes)}, the checkpoint {state['classes']}",
+            field="data",
+            code=Exit.DATA,
+        )
+    if not len(data):
+        raise UserError(f"the {split} split has no images", field="split", code=Exit.DATA)
+    data.mean, data.std = tuple(state["mean"]), tuple(state["std"])  # what the weights expect
+    augmentation = build.augmentation(config, data)
+    model = load(config, state, data, augmentation.size)
+    machine.place(model)
+    loader = trainer.load(data, augmentation, machine, processes, config.seed)
+    evaluator = task.evaluator(data.classes)
+    bar_total = len(data)
+    with console.progress():
+        bar = console.bar(split, bar_total)
+        metrics = evaluate(
+            model,
+            loader.in_order(trainer.eval_batch_size),
+            evaluator,
+            machine,
+            processes,
+            lambda number, batch, predictions: bar.advance(bar.done + len(batch)),
+        )
+    return Scores(metrics, task.table(evaluator), len(data), evaluator)
+
+
+def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> Any:
+    """The model of a checkpoint with its weights."""
+    model = build.model(config, data, size)
+    try:
+        model.load_state_dict(weights(state))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"its weights do not fit its model: {reason}", field="checkpoint", code=Exit.CHECKPOINT
+        ) from None
+    return model
+
+
+def write_scores(directory: Path, split: str, scores: Scores) -> Path:
+    """eval-<split>.json in the run directory: metrics, per-class accuracy, confusion matrix."""
+    path = directory / f"eval-{split}.json"
+    details = scores.evaluator.details() if hasattr(scores.evaluator, "details") else {}
+    record = {"split": split, "images": scores.images, **scores.metrics, **details}
+    checkpoint.write_whole(path, json.dumps(record, indent=1).encode())
+    return path

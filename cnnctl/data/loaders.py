@@ -1,0 +1,268 @@
+"""Two loaders with one interface: resident (all data on the device) and streaming (workers).
+
+Both are pure functions of the position: ``train(start, stop)`` yields the batches of steps
+``start`` to ``stop``, so that a run resumes by a jump. The order of an epoch depends on (seed,
+stage, epoch), a sample's augmentation on (seed, purpose, epoch, index), and nothing on the number
+of workers or processes: every process takes its share of the same global batch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.base import ArrayDataset, Dataset
+from cnnctl.errors import Exit, UserError
+from cnnctl.randomness import Draw, key, permutation
+from cnnctl.structures import Batch, Images, Targets, collate
+
+WORKER_TIMEOUT = 300  # seconds without a batch before a worker counts as hung
+
+
+@dataclass(frozen=True)
+class Share:
+    """Process ``rank`` of ``world``; a step's batch and an evaluation's batches are dealt out."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class Loader(Protocol):
+    """Batches of one split on the device, pixels normalised."""
+
+    dataset: Dataset
+
+    def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
+        """This process's share of the augmented batches of steps start..stop-1."""
+        ...
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
+        """(number, batch) of the split in order, not augmented: every world-th of them."""
+        ...
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole batches in an epoch; a smaller rest is left out, another one in every epoch."""
+    return samples // batch_size
+
+
+class _Order:
+    """Which samples make up a step: (seed, stage, epoch) -> a permutation, cut into batches."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int, stage: int) -> None:
+        self.samples, self.batch_size, self.seed, self.stage = samples, batch_size, seed, stage
+        self.per_epoch = steps_per_epoch(samples, batch_size)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def step(self, step: int, share: Share) -> tuple[int, Tensor]:
+        """(epoch, positions of this process's share of the batch)."""
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = permutation(self.samples, self.seed, "order", self.stage, epoch)
+        part = self.batch_size // share.world
+        start = batch * self.batch_size + share.rank * part
+        return epoch, self._order[start : start + part]
+
+
+class Normalize:
+    """uint8 (or 0..255 float) pixels -> float32 with the data's mean and deviation removed."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        mean = torch.tensor(dataset.mean, device=device)[None, :, None, None]
+        std = torch.tensor(dataset.std, device=device)[None, :, None, None]
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, pixels.float(), self.scale)
+
+
+class ResidentLoader:
+    """All pixels live on the device as one uint8 tensor; a step costs no Python per image."""
+
+    def __init__(
+        self,
+        dataset: ArrayDataset,
+        augmentation: Augmentation,
+        device: torch.device,
+        seed: int,
+        share: Share,
+    ) -> None:
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+        self.share = share
+        self.pixels = augmentation.resident(dataset.pixels).to(device)  # (M, C, H, W) uint8
+        self.labels = dataset.labels.to(device)
+        self.normalize = Normalize(dataset, device)
+
+    def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
+        order = _Order(len(self.dataset), batch_size, self.seed, stage)
+        for step in range(start, stop):
+            epoch, index = order.step(step, self.share)
+            batch = self._take(index.to(self.pixels.device, non_blocking=True))
+            draw = Draw(self.seed, epoch, batch.targets.image_id)
+            images, targets = self.augmentation.batch(batch.images, batch.targets, draw)
+            images.pixels = self.normalize(images.pixels)
+            yield Batch(images, targets)
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
+        everything = torch.arange(len(self.dataset), device=self.pixels.device)
+        for number, index in enumerate(everything.split(batch_size)):
+            if number % self.share.world == self.share.rank:
+                batch = self._take(index)
+                batch.images.pixels = self.normalize(batch.images.pixels)
+                yield number, batch
+
+    def _take(self, index: Tensor) -> Batch:
+        size = (self.pixels.shape[2], self.pixels.shape[3])
+        original = self.dataset.size or size
+        images = Images(self.pixels[index], [size] * len(index), [original] * len(index))
+        return Batch(images, Targets(image_id=index, label=self.labels[index]))
+
+
+class StreamingLoader:
+    """Workers decode and crop; batches travel as uint8 and are augmented on the device."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        device: torch.device,
+        seed: int,
+        share: Share,
+        workers: int,
+    ) -> None:
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.device = device
+        self.seed = seed
+        self.share = share
+        self.workers = workers
+        self.normalize = Normalize(dataset, device)
+
+    def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
+        steps = _StepSampler(len(self.dataset), batch_size, self.seed, stage, start, stop, self.share)
+        samples = _Samples(self.dataset, self.augmentation, self.seed)
+        for epoch, batch in self._load(samples, steps):
+            draw = Draw(self.seed, epoch, batch.targets.image_id)
+            images, targets = self.augmentation.batch(batch.images, batch.targets, draw)
+            images.pixels = self.normalize(images.pixels)
+            yield Batch(images, targets)
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
+        batches = torch.arange(len(self.dataset)).split(batch_size)
+        own = list(range(self.share.rank, len(batches), self.share.world))
+        samples = _Samples(self.dataset, self.augmentation, None)
+        wanted = [[(-1, index) for index in batches[number].tolist()] for number in own]
+        for number, (_, batch) in zip(own, self._load(samples, wanted), strict=True):
+            batch.images.pixels = self.normalize(batch.images.pixels)
+            yield number, batch
+
+    def _load(self, samples: _Samples, steps: Any) -> Iterator[tuple[int, Batch]]:
+        loader = DataLoader(
+            samples,
+            batch_sampler=steps,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            timeout=WORKER_TIMEOUT if self.workers else 0,
+            worker_init_fn=_start_worker,
+        )
+        try:
+            for item in loader:
+                if isinstance(item, UserError):
+                    raise item
+                yield item.epoch, Batch(item.images, item.targets).to(self.device)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) and "DataLoader timed out" not in str(error):
+                raise
+            raise UserError(
+                f"a loader process died or hung: {str(error).splitlines()[0]}",
+                field="trainer.workers",
+                advice="lower trainer.workers (each takes memory), then resume",
+                code=Exit.MACHINE,
+            ) from error
+
+
+class _Samples(TorchDataset):
+    """(epoch, index) -> (epoch, index, image, target); a user's fault is returned, not raised,
+    because an exception does not survive the way back from a worker as it was."""
+
+    def __init__(self, dataset: Dataset, augmentation: Augmentation, seed: int | None) -> None:
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+
+    def __getitem__(self, position: tuple[int, int]) -> Any:
+        epoch, index = position
+        try:
+            image, target = self.dataset[index]
+        except UserError as error:
+            return error
+        target = {**target, "original": (image.shape[-2], image.shape[-1])}
+        if self.seed is None:
+            return epoch, index, self.augmentation.sample_eval(image), target
+        torch.manual_seed(key(self.seed, "sample", epoch, index))
+        return epoch, index, self.augmentation.sample(image), target
+
+
+@dataclass
+class _Loaded(Batch):
+    epoch: int = -1
+
+    def pin_memory(self) -> _Loaded:
+        pinned = super().pin_memory()
+        return _Loaded(pinned.images, pinned.targets, self.epoch)
+
+
+def _collate(samples: Sequence[Any]) -> _Loaded | UserError:
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    batch = collate([sample[1:] for sample in samples])
+    return _Loaded(batch.images, batch.targets, samples[0][0])
+
+
+class _StepSampler:
+    """The (epoch, index) pairs of each step, so that the data set needs to know no epoch."""
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, stage: int, start: int, stop: int, share: Share
+    ) -> None:
+        self.order = _Order(samples, batch_size, seed, stage)
+        self.start, self.stop, self.share = start, stop, share
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.stop):
+            epoch, index = self.order.step(step, self.share)
+            yield [(epoch, position) for position in index.tolist()]
+
+
+def _start_worker(worker: int) -> None:
+    """Leave signals to the trainer, which finishes its step first; one thread each.
+
+    A cluster sends SIGTERM to every process of a job once; torch sends it to a hung worker again.
+    """
+    asked = []
+
+    def stop_when_asked_twice(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
+        if len(asked) > 1:
+            os._exit(1)
+
+    signal.signal(signal.SIGTERM, stop_when_asked_twice)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,107 @@
+"""One process or many: the few collective calls that training and evaluation need.
+
+The processes are PyTorch's own (torchrun, or ``trainer.devices`` through the same launcher); with
+one process every function here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cnnctl.errors import Exit, UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which process this is (``rank``) of how many (``world``), and which on its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, item: Any) -> list[Any]:
+        """``item`` of every process in order of rank, in every process."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
+
+    def from_first(self, item: Any) -> Any:
+        """The first process's ``item``, in every process."""
+        if self.world == 1:
+            return item
+        holder = [item]
+        dist.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def join(device: str) -> Processes:
+    """The processes that torchrun (or ``launch``) started, connected; alone, just this one."""
+    if not under_torchrun():
+        return Processes()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if world == 1:
+        return Processes()
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return Processes(rank, world, local_rank)
+
+
+def leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def launch(count: int, entry: Callable[..., None], *arguments: Any) -> None:
+    """Run ``entry(*arguments)`` in ``count`` processes on this machine with torchrun's launcher.
+
+    Raises:
+        UserError: a process died; it has said why itself. Its exit code is passed on.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="cnnctl",
+        max_restarts=0,
+        monitor_interval=0.5,
+        start_method="spawn",
+    )
+    try:
+        elastic_launch(config, entry)(*arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        known = failure.exitcode in set(Exit)
+        raise UserError(
+            f"process {rank} of {count} ended with exit code {failure.exitcode}",
+            advice="its own message is above",
+            code=Exit(failure.exitcode) if known else Exit.MACHINE,
+        ) from None

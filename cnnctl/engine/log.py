@@ -1,0 +1,99 @@
+"""What a run says while it runs: metrics.jsonl for programs, TensorBoard, and the console.
+
+Logs may fail and checkpoints may not: a full disk or a closed pipe turns a log off with one
+warning and the run goes on. metrics.jsonl holds nothing that depends on the clock, so that the
+files of two equal runs are equal to the byte; speed and memory go to TensorBoard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+class MetricsFile:
+    """metrics.jsonl: one record a line; a resumed run cuts it to where its checkpoint was."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        self.path = path
+        self._file: Any = None
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(path, length)
+        self._file = _guarded("metrics.jsonl", lambda: path.open("ab"))
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self._file is not None:
+            line = json.dumps(record) + "\n"
+            if _guarded("metrics.jsonl", lambda: self._file.write(line.encode())) is None:
+                self._file = None
+
+    def sync(self) -> int:
+        """Bring the file to the disk and return its length, for the checkpoint."""
+        if self._file is None:
+            return self.path.stat().st_size if self.path.exists() else 0
+
+        def flush() -> int:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+        return _guarded("metrics.jsonl", flush) or 0
+
+
+class Board:
+    """TensorBoard; imported only when a run wants it."""
+
+    def __init__(self, directory: Path | None, step: int) -> None:
+        self._writer: Any = None
+        if directory is not None:
+            self._writer = _guarded("TensorBoard", lambda: _writer(directory, step))
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._do(lambda w, name=name, value=value: w.add_scalar(name, value, step))
+
+    def picture(self, name: str, picture: Tensor, step: int) -> None:
+        """``picture`` is (H, W, 3) uint8."""
+        self._do(lambda w: w.add_image(name, picture.numpy(), step, dataformats="HWC"))
+
+    def text(self, name: str, text: str) -> None:
+        self._do(lambda w: w.add_text(name, text))
+
+    def hparams(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+        """What TensorBoard's own table compares runs by."""
+        plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
+        scores = {f"hparams/{name}": value for name, value in metrics.items()}
+        self._do(lambda w: w.add_hparams(plain, scores, run_name="."))
+
+    def close(self) -> None:
+        self._do(lambda w: w.close())
+
+    def _do(self, action: Callable[[Any], Any]) -> None:
+        if self._writer is None:
+            return
+        if _guarded("TensorBoard", lambda: (action(self._writer),)) is None:
+            self._writer = None
+
+
+def _writer(directory: Path, step: int) -> Any:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    # purge_step hides what a killed run had logged beyond its checkpoint: no doubled steps.
+    return SummaryWriter(str(directory), purge_step=step or None)
+
+
+def _guarded(what: str, action: Callable[[], Any]) -> Any:
+    """The result of ``action``; None, and one warning, where the disk or pipe refuses."""
+    try:
+        return action()
+    except (OSError, ValueError) as error:  # ValueError: the file was closed by an earlier failure
+        with contextlib.suppress(OSError):
+            print(f"warning: {what} is off from here on: {error}", file=sys.stderr)
+        return None

@@ -1,0 +1,345 @@
+"""The training loop: walk the model's stages, step, log, evaluate, save, stop when asked.
+
+Where a run stands is three integers (stage, step within it, steps before it). Everything random
+is a function of them, so a checkpoint holds no random state, and a resumed run jumps to its step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cnnctl.data.loaders import Loader
+from cnnctl.engine.checkpoint import Checkpoints, State
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.inference import evaluate
+from cnnctl.engine.journal import Journal
+from cnnctl.engine.machine import Machine
+from cnnctl.engine.schedules import Schedule
+from cnnctl.engine.signals import Stopped, StopFlag
+from cnnctl.engine.trainer import Trainer, parameter_groups
+from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import FitStage, GradientStage, Losses, Model
+from cnnctl.randomness import key
+from cnnctl.structures import Batch
+
+STOP_EVERY = 10  # steps between two agreements of several processes on whether to stop
+
+
+@dataclass
+class Progress:
+    """Everything that changes during training and is not a tensor."""
+
+    stage: int = 0
+    step: int = 0  # within the stage
+    total_steps: int = 0  # over all stages
+    best: float | None = None  # the largest value of the monitored metric so far
+    best_step: int = 0
+    stale: int = 0  # evaluations since then
+    stopped_early: bool = False
+    owed: bool = False  # an evaluation is due at this step and not done
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    pending: list[dict[str, float]] = field(default_factory=list)  # losses not yet logged
+
+
+class _Step(nn.Module):
+    """A stage's loss as a module, because DistributedDataParallel hooks onto ``forward``."""
+
+    def __init__(self, model: Model, loss: Callable[..., Losses]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Losses:
+        return self.loss(batch.images, batch.targets)
+
+
+@dataclass
+class Loop:
+    """One training run; ``fit`` returns when it is done and raises ``Stopped`` when asked to stop.
+
+    Args:
+        describe: what makes a checkpoint describe itself: config, classes, versions.
+        monitor: the metric, larger is better, that chooses best.pt.
+        evaluator: makes a fresh evaluator.
+    """
+
+    trainer: Trainer
+    model: Model
+    machine: Machine
+    processes: Processes
+    train: Loader
+    val: Loader | None
+    optimizer: Callable[[Iterable[Any]], optim.Optimizer]
+    schedule: Schedule
+    evaluator: Callable[[], Any]
+    monitor: str
+    seed: int
+    describe: dict[str, Any]
+    checkpoints: Checkpoints | None  # None in all processes but the first
+    journal: Journal
+    stop: StopFlag
+    progress: Progress = field(default_factory=Progress)
+    resumed: State | None = None
+
+    def fit(self) -> None:
+        """Train through all stages from wherever ``progress`` stands.
+
+        Raises:
+            Stopped: a signal came; the run is saved.
+            UserError: the loss is not finite (code 6), memory or disk ran out (code 5).
+        """
+        trainer = self.trainer
+        self.total, self.per_epoch = trainer.total_steps(len(self.train.dataset))
+        self.scaler = torch.amp.GradScaler(
+            self.machine.device.type, enabled=self.machine.dtype == torch.float16
+        )
+        self.ema = None
+        if trainer.ema:
+            average = get_ema_multi_avg_fn(trainer.ema)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self._load()
+        stages = self.model.stages()
+        for index in range(self.progress.stage, len(stages)):
+            if index != self.progress.stage:
+                self.progress.stage, self.progress.step = index, 0
+                self.progress.stopped_early = False
+            stage = stages[index]
+            if isinstance(stage, FitStage):
+                self._fit_stage(stage)
+            else:
+                self._gradient_stage(stage)
+
+    def evaluated_model(self) -> Model:
+        """The averaged weights where there are any."""
+        return self.model if self.ema is None else self.ema.module  # pyright: ignore
+
+    def _load(self) -> None:
+        if self.resumed is None:
+            return
+        state = self.resumed
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+
+    def _fit_stage(self, stage: FitStage) -> None:
+        """Has no position: interrupted, it starts anew."""
+        if self.progress.step:
+            return
+        self.model.eval()
+        batches = (batch for _, batch in self.train.in_order(self.trainer.eval_batch_size))
+        with torch.no_grad():
+            stage.fit(batches)
+        self.progress.step += 1
+        self.progress.total_steps += 1
+        self.opt = None
+        self._evaluate_and_save(stage.evaluate)
+
+    def _gradient_stage(self, stage: GradientStage) -> None:
+        progress, trainer = self.progress, self.trainer
+        parameters = list(stage.params())
+        trained = {id(parameter) for parameter in parameters}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        self.opt = self.optimizer(parameter_groups(parameters, trainer.decay_norm_and_bias))
+        self.rates = [group["lr"] for group in self.opt.param_groups]
+        if self.resumed is not None and self.resumed["optimizer"] and progress.step:
+            self.opt.load_state_dict(self.resumed["optimizer"])
+        self.resumed = None
+        step_module: nn.Module = _Step(self.model, stage.loss)
+        if self.processes.world > 1:
+            step_module = DistributedDataParallel(step_module)
+        interval = trainer.evaluation_interval(self.per_epoch)
+        self.model.train()
+        with self.journal.stage(stage.name, self.total, self.per_epoch, progress.step):
+            batches = self.train.train(
+                progress.step, self.total, trainer.batch_size, progress.stage
+            )
+            if progress.owed:  # stopped on the way to an evaluation, or within it
+                self._evaluate_and_save(stage.evaluate)
+            for batch in batches if not progress.stopped_early else ():
+                self._step(step_module, stage, batch, parameters)
+                last = progress.step == self.total
+                evaluating = last or progress.step % interval == 0
+                if evaluating or progress.step % trainer.log_every == 0:
+                    self._log()
+                asked = self._asked_to_stop()
+                if evaluating and not asked:
+                    self._evaluate_and_save(stage.evaluate)
+                elif asked or self._due(trainer.save_every) or self._due(trainer.keep_every):
+                    progress.owed = evaluating
+                    self._save(None, best=False)
+                if asked:
+                    raise Stopped(asked)
+                if progress.stopped_early:
+                    break
+
+    def _step(
+        self, module: nn.Module, stage: GradientStage, batch: Batch, parameters: list[nn.Parameter]
+    ) -> None:
+        progress, trainer, opt = self.progress, self.trainer, self.opt
+        assert opt is not None
+        torch.manual_seed(
+            key(self.seed, "step", progress.stage, progress.step, self.processes.rank)
+        )
+        factor = self.schedule.factor(progress.step, self.total, self.per_epoch)
+        for group, rate in zip(opt.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.rate = self.rates[0] * factor
+        if progress.step == 0:
+            self.journal.first_batch(batch, progress.total_steps)
+        opt.zero_grad(set_to_none=True)
+        summed: Losses = {}
+        for index, part in enumerate(stage.view(batch).split(trainer.accumulate)):
+            more = index + 1 < trainer.accumulate and isinstance(module, DistributedDataParallel)
+            with module.no_sync() if more else contextlib.nullcontext():  # pyright: ignore
+                with self.machine.autocast():
+                    losses = module(part)
+                total = torch.stack(list(losses.values())).sum() / trainer.accumulate
+                self.scaler.scale(total).backward()
+            for name, loss in losses.items():
+                share = loss.detach() / trainer.accumulate
+                summed[name] = summed[name] + share if name in summed else share
+        progress.pending.append(summed)  # pyright: ignore[reportArgumentType]  # tensors until logged
+        if self.machine.device.type == "cpu":  # costs nothing here, a synchronisation elsewhere
+            self._settle()
+        if trainer.clip is not None:
+            self.scaler.unscale_(opt)
+            nn.utils.clip_grad_norm_(parameters, trainer.clip)
+        self.scaler.step(opt)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        progress.step += 1
+        progress.total_steps += 1
+        self.journal.stepped(progress.step, len(batch) * self.processes.world)
+
+    def _settle(self) -> None:
+        """Bring the losses of the last steps to the host and look at them.
+
+        Raises:
+            UserError: one is not finite (code 6).
+        """
+        pending = self.progress.pending
+        for index, losses in enumerate(pending):
+            pending[index] = {name: float(loss) for name, loss in losses.items()}
+            wrong = [name for name, loss in pending[index].items() if not math.isfinite(loss)]
+            if wrong:
+                # On a GPU the losses arrive later than the steps they belong to.
+                ahead = len(pending) - 1 - index
+                self._diverged(wrong[0], pending[index][wrong[0]], ahead)
+
+    def _diverged(self, name: str, value: float, ahead: int) -> None:
+        on_cpu = self.machine.device.type == "cpu"
+        step = self.progress.total_steps + on_cpu - ahead
+        raise UserError(
+            f"the loss is not finite: {name} is {value} at step {step},"
+            f" learning rate {self.rate:.3g}",
+            advice=f"lower optimizer.lr (try {self.rates[0] / 10:.2g}), add schedule.warmup=1 or"
+            " trainer.clip=1, or look for broken images with cnnctl data check;"
+            " the last good checkpoint is kept",
+            code=Exit.DIVERGED,
+        )
+
+    def _log(self) -> None:
+        self._settle()
+        everything = self.processes.gather(self.progress.pending)
+        flat = [losses for pending in everything for losses in pending]
+        self.progress.pending = []
+        means = {name: math.fsum(row[name] for row in flat) / len(flat) for name in flat[0]}
+        self.journal.trained(self.progress.total_steps, means, self.rate)
+
+    def _evaluate_and_save(self, wanted: bool) -> None:
+        progress = self.progress
+        progress.owed = True
+        metric, best = None, self.val is None  # nothing to choose by: the newest is the best
+        if wanted and self.val is not None:
+            self._share_buffers()
+            evaluator = self.evaluator()
+            try:
+                metrics = evaluate(
+                    self.evaluated_model(),
+                    self.val.in_order(self.trainer.eval_batch_size),
+                    evaluator,
+                    self.machine,
+                    self.processes,
+                    self.journal.watch(
+                        len(self.val.dataset), self.stop if self.processes.world == 1 else StopFlag()
+                    ),
+                )
+            except Stopped:
+                self._save(None, best=False)
+                raise
+            metric = self._monitored(metrics)
+            best = math.isfinite(metric) and (progress.best is None or metric > progress.best)
+            if best:
+                progress.best, progress.best_step, progress.stale = metric, progress.total_steps, 0
+            else:
+                progress.stale += 1
+            patience = self.trainer.patience
+            progress.stopped_early = patience is not None and progress.stale >= patience
+            self.journal.evaluated(progress.total_steps, metrics, evaluator, best, self.model)
+        progress.owed = False
+        self._save(metric, best=best)
+
+    def _monitored(self, metrics: dict[str, float]) -> float:
+        if self.monitor.removeprefix("-") not in metrics:
+            raise UserError(
+                f'there is no metric "{self.monitor}"',
+                field="trainer.monitor",
+                advice=f"take one of {', '.join(metrics)}; a minus before it prefers small values",
+            )
+        value = metrics[self.monitor.removeprefix("-")]
+        return -value if self.monitor.startswith("-") else value
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's batch statistics: they are the ones saved."""
+        if self.processes.world > 1:
+            for buffer in self.evaluated_model().buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.progress.step % every == 0
+
+    def _asked_to_stop(self) -> int | None:
+        """The signal that came to any process. Processes agree now and then, not in every step."""
+        if self.processes.world == 1:
+            return self.stop.signum
+        if self.progress.step % STOP_EVERY:
+            return None
+        signums = self.processes.gather(self.stop.signum)
+        return next((signum for signum in signums if signum is not None), None)
+
+    def _save(self, metric: float | None, *, best: bool) -> None:
+        self._settle()
+        if self.checkpoints is None:
+            return
+        self.progress.metrics_bytes = self.journal.sync()
+        state: dict[str, Any] = {
+            **self.describe,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": None if self.opt is None else self.opt.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        self.checkpoints.save(
+            state, metric=metric, best=best, keep=self._due(self.trainer.keep_every)
+        )
+
+
+def weights(state: State) -> dict[str, Tensor]:
+    """The weights of a checkpoint that evaluation uses: the averaged ones where there are any."""
+    if state["ema"] is None:
+        return state["model"]
+    prefix = "module."
+    return {name[len(prefix) :]: value for name, value in state["ema"].items() if name.startswith(prefix)}

@@ -1,0 +1,147 @@
+"""Which device computes, in which precision, with how many threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cnnctl.errors import Exit, UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and how it is used.
+
+    Args:
+        device: where the model and its batches are.
+        dtype: of autocast; float32 switches autocast off.
+        channels_last: memory format of the model and its images.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+    def autocast(self) -> torch.autocast:
+        reduced = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=reduced)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory format."""
+        model = model.to(self.device)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return model
+
+    def describe(self) -> str:
+        name = next((key for key, dtype in PRECISIONS.items() if dtype == self.dtype), "?")
+        layout = ", channels_last" if self.channels_last else ""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {name}{layout}"
+        return f"{self.device.type}, {torch.get_num_threads()} threads, {name}{layout}"
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` takes a GPU where there is one; anything else must be there.
+
+    Raises:
+        UserError: the device is unknown (code 2) or absent (code 5).
+    """
+    if name == "auto":
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UserError(
+            f'there is no device "{name}"',
+            field="trainer.device",
+            advice="take auto, cpu, cuda, cuda:0, cuda:1 or mps",
+        )
+    absent = {
+        "cuda": not torch.cuda.is_available(),
+        "mps": not torch.backends.mps.is_available(),
+    }.get(name.split(":")[0], False)
+    if absent:
+        raise UserError(
+            f"this machine (or this build of torch) has no {name}",
+            field="trainer.device",
+            advice="take trainer.device=auto",
+            code=Exit.MACHINE,
+        )
+    device = torch.device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"there is no {device}: this machine has {torch.cuda.device_count()} GPUs",
+                field="trainer.device",
+                code=Exit.MACHINE,
+            )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bf16 where the hardware computes it natively, else fp32.
+
+    On a CPU that is AMX or AVX512-BF16; elsewhere bf16 is emulated and slower than fp32.
+    """
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise UserError(
+                "fp16 is for GPUs", field="trainer.precision", advice="take bf16, fp32 or auto"
+            )
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        native = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def cores() -> int:
+    """CPU cores that this process may use (a container may allow fewer than there are)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_threads(threads: int | None, processes: int) -> None:
+    """Fix the CPU threads: another count rounds sums differently, and so gives other bits."""
+    torch.set_num_threads(threads or max(1, cores() // processes))
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Make torch refuse operators without a deterministic form (it names them)."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(batch_size: int, size: tuple[int, int]) -> Iterator[None]:
+    """Turn an out-of-memory error into one sentence with sizes that would fit better."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not exhausted and "can't allocate memory" not in str(error):
+            raise
+        h, w = size
+        raise UserError(
+            f"out of memory with {batch_size} images of {h} x {w} in a batch",
+            advice=f"trainer.accumulate=2 keeps the recipe; else trainer.batch_size={max(1, batch_size // 2)}"
+            f", trainer.eval_batch_size={max(1, batch_size // 2)}"
+            f" or augmentation.size={max(32, min(h, w) // 2)}",
+            code=Exit.MACHINE,
+        ) from error

@@ -1,0 +1,103 @@
+"""The run directory: claimed by one live process, and named so that no two runs share it."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from cnnctl.engine.checkpoint import disk_error
+from cnnctl.errors import Exit, UserError
+
+
+class RunDirectory:
+    """A directory and the lock on it; the lock goes with the process, however that ends."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def claim(cls, wanted: Path) -> RunDirectory:
+        """Make ``wanted``, or ``wanted-2``, ``wanted-3``, ... where others were quicker.
+
+        Raises:
+            UserError: it cannot be made (code 5).
+        """
+        for count in itertools.count(1):
+            path = wanted if count == 1 else wanted.with_name(f"{wanted.name}-{count}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir()
+            except FileExistsError:
+                if path.exists() and not path.is_dir():
+                    raise UserError("is a file, not a directory", file=path) from None
+                continue
+            except OSError as error:
+                raise disk_error(error, path) from None
+            return cls(path, _lock(path))
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """Lock an existing run to continue it.
+
+        Raises:
+            UserError: it belongs to a live run (code 7) or cannot be written (code 5).
+        """
+        return cls(path, _lock(path))
+
+    def release(self) -> None:
+        self._lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    file = path / "lock"
+    try:
+        lock = file.open("a+")
+    except OSError as error:
+        raise disk_error(error, file) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise UserError(
+            f"another run is writing here ({_owner(lock.read())})",
+            file=path,
+            advice="wait for it, or stop it first",
+            code=Exit.BUSY,
+        ) from None
+    lock.seek(0)
+    lock.truncate()
+    json.dump({"pid": os.getpid(), "host": socket.gethostname()}, lock)
+    lock.flush()
+    return lock
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "owner unknown"
+
+
+def newest(outputs: Path) -> Path:
+    """The run under ``outputs`` whose checkpoint was written last.
+
+    Raises:
+        UserError: there is none (code 4).
+    """
+    found = [*outputs.glob("**/last.pt"), *outputs.glob("**/best.pt")]
+    if not found:
+        raise UserError(
+            "there is no run here",
+            file=outputs.absolute(),
+            advice="train one first (cnnctl train), or name it: checkpoint=<run or file>",
+            code=Exit.CHECKPOINT,
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parent

@@ -1,0 +1,157 @@
+"""The settings of a training run, checked, and what follows from them: machine and loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.base import ArrayDataset, Dataset
+from cnnctl.data.loaders import Loader, ResidentLoader, Share, StreamingLoader, steps_per_epoch
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.machine import (
+    Machine,
+    choose_device,
+    choose_dtype,
+    cores,
+    set_deterministic,
+    set_threads,
+)
+from cnnctl.errors import Exit, UserError
+
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Every key of ``trainer=``; conf/trainer/default.yaml says what each means.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    epochs: int = 30
+    steps: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    clip: float | None = None
+    ema: float | None = None
+    decay_norm_and_bias: bool = False
+    evaluate_every: int = 1
+    evaluate_every_steps: int | None = None
+    save_every: int | None = None
+    keep_every: int | None = None
+    log_every: int = 50
+    monitor: str | None = None
+    patience: int | None = None
+    eval_batch_size: int = 500
+    loader: Literal["auto", "resident", "streaming"] = "auto"
+    workers: int | None = None
+    device: str = "auto"
+    devices: int = 1
+    sync_batchnorm: bool = False
+    threads: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    test: bool = True
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 10**9:
+                raise ValueError(f"{name} must be between 1 and 1e9, got {value}")
+        if self.workers is not None and not 0 <= self.workers <= 1024:
+            raise ValueError(f"workers must be between 0 and 1024, got {self.workers}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be positive, got {self.clip}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        if self.batch_size % (self.accumulate * self.devices):
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {self.devices} devices"
+                f" times {self.accumulate} accumulated parts"
+            )
+        if self.threads is not None and self.threads > cores():
+            raise ValueError(f"threads is {self.threads}, but this machine has {cores()} cores")
+
+    def machine(self, processes: Processes) -> Machine:
+        """Choose device and precision, and fix the threads of this process."""
+        set_threads(self.threads, max(self.devices, processes.world))
+        set_deterministic(self.deterministic)
+        device = choose_device(self.device, processes.local_rank)
+        return Machine(device, choose_dtype(self.precision, device), self.channels_last)
+
+    def load(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        machine: Machine,
+        processes: Processes,
+        seed: int,
+    ) -> Loader:
+        """Resident where the data is one tensor, else streaming."""
+        share = Share(processes.rank, processes.world)
+        resident = isinstance(dataset, ArrayDataset)
+        if self.loader == "resident" and not resident:
+            raise UserError(
+                "this data is read image by image and cannot be resident",
+                field="trainer.loader",
+                advice="take trainer.loader=auto",
+            )
+        if isinstance(dataset, ArrayDataset) and self.loader != "streaming":
+            return ResidentLoader(dataset, augmentation, machine.device, seed, share)
+        workers = min(cores(), MAX_WORKERS) if self.workers is None else self.workers
+        return StreamingLoader(dataset, augmentation, machine.device, seed, share, workers)
+
+    def total_steps(self, samples: int) -> tuple[int, int]:
+        """(steps of a gradient stage, steps of an epoch) for ``samples`` training images.
+
+        Raises:
+            UserError: there are none, or fewer than one batch (code 3, 2).
+        """
+        if samples == 0:
+            raise UserError("there are no training images", field="data", code=Exit.DATA)
+        per_epoch = steps_per_epoch(samples, self.batch_size)
+        if per_epoch == 0:
+            raise UserError(
+                f"a batch of {self.batch_size} is larger than the training data ({samples} images)",
+                field="trainer.batch_size",
+                advice=f"take at most trainer.batch_size={samples}",
+            )
+        return self.steps or self.epochs * per_epoch, per_epoch
+
+    def evaluation_interval(self, per_epoch: int) -> int:
+        return self.evaluate_every_steps or self.evaluate_every * per_epoch
+
+
+_COUNTS = (
+    "epochs",
+    "steps",
+    "batch_size",
+    "accumulate",
+    "evaluate_every",
+    "evaluate_every_steps",
+    "save_every",
+    "keep_every",
+    "log_every",
+    "patience",
+    "eval_batch_size",
+    "devices",
+    "threads",
+)
+
+
+def parameter_groups(parameters: list[torch.nn.Parameter], decay_all: bool) -> list[dict]:
+    """One group, or two where norms and biases (everything of one dimension) do not decay."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if decay_all:
+        return [{"params": parameters}]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    kept = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
