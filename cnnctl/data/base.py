@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Dataset(ABC):
     std: tuple[float, ...]
     size: tuple[int, int] | None = None  # (h, w) where all images agree
     mirror: bool = True  # does a mirror image keep its class? (digits do not)
+    shared_root: ClassVar[bool] = True  # may other data sets lie in the same ``data.root``?
     skipped: int = 0  # broken samples left out, where the user asked for that
 
     @abstractmethod

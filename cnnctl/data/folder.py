@@ -53,6 +53,8 @@ class Folder(Dataset):
             training image, or (``skip_broken``) too many broken files.
     """
 
+    shared_root = False
+
     def __init__(
         self,
         split: Literal["train", "val", "test"],
@@ -105,7 +107,7 @@ class Folder(Dataset):
         return printable(self.path(index))
 
     def fingerprint(self) -> str:
-        """Of class and file names, sizes in bytes and labels; not of times: copying changes them."""
+        """Of class and file names, sizes and labels; not of times, which copying changes."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for column in (self._ends, self._sizes, self.labels.numpy()):
             digest.update(column.tobytes())
@@ -128,7 +130,7 @@ class Folder(Dataset):
             raise UserError(
                 f"{self.skipped:,} of {len(self):,} images are broken, first {self.broken[0]}",
                 file=printable(self.root),
-                advice="that is too many to skip; cnnctl data check names them all",
+                advice="too many to skip; data.skip_broken=false and cnnctl data check name them",
                 code=Exit.DATA,
             )
         before = self.class_counts()

@@ -1,0 +1,203 @@
+"""``cnnctl data list|show|check|fetch``: what data there is, how it looks, whether it is whole."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from cnnctl import build, compose
+from cnnctl import help as pages
+from cnnctl.data.base import SPLITS, Dataset, NoSplit
+from cnnctl.data.inspection import Report, check, measure
+from cnnctl.errors import Exit, UserError
+from cnnctl.randomness import permutation
+
+_ROWS, _COLUMNS, _CELL, _TITLE = 100, 12, 72, 150  # of the picture grid; the last two in pixels
+_WIDE = 160  # columns of a table that goes into a file or a pipe
+
+
+def run(config: DictConfig, action: str) -> int:
+    """The exit code: ``Exit.DATA`` where ``check`` found a fault."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDE)
+    if action == "list":
+        print_list(console, config)
+        return Exit.DONE
+    cls = _class(config)
+    if action == "fetch":
+        _say(console, cls.fetch(config.data.root))
+    splits = all_splits(config)
+    _print_where(console, cls, config.data.root)
+    if action == "show":
+        show(console, cls.option(), splits)
+    elif action == "fetch":
+        sizes = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
+        _say(console, f"read and whole: {sizes}")
+    else:
+        report = check_with_bars(splits)
+        print_report(console, report)
+        return Exit.DATA if report.faults else Exit.DONE
+    return Exit.DONE
+
+
+def _class(config: DictConfig) -> type[Dataset]:
+    return build._target(config, "data")
+
+
+def all_splits(config: DictConfig) -> dict[str, Dataset]:
+    """Every split that the data has, read."""
+    splits = {}
+    for split in SPLITS:
+        try:
+            splits[split] = build.dataset(config, split)
+        except NoSplit:
+            continue
+    return splits
+
+
+def print_list(console: Console, config: DictConfig) -> None:
+    table = Table(title="data sets", title_justify="left")
+    for column in ("data=", "what it is", "looked for in", "state"):
+        table.add_column(column, overflow="fold")
+    for path in sorted((compose.conf_dir() / "data").glob("*.yaml")):
+        node = OmegaConf.create({"data": OmegaConf.load(path), "trust": config.get("trust", [])})
+        cls = _class(node)
+        chosen = node.data._target_ == config.data._target_
+        root = config.data.root if chosen or cls.shared_root else node.data.root
+        where, state = place(cls, root)
+        table.add_row(path.stem, pages.explanation(path), where, state)
+    console.print(table)
+    _say(console, "cnnctl data show data=NAME counts and draws one; check reads every sample")
+
+
+def place(cls: type[Dataset], root: str | None) -> tuple[str, str]:
+    """Where a data set is looked for and whether it is there, in words."""
+    missing = cls.missing(root)
+    home = cls.home(root)
+    where = "with the packages" if home is None and not missing else str(home or "data.root")
+    if not missing:
+        return where, "there"
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return where, f"needs {missing[0]}{more}"
+
+
+def _print_where(console: Console, cls: type[Dataset], root: str | None) -> None:
+    _say(console, f"data={cls.option()}: {place(cls, root)[0]}")
+
+
+def show(console: Console, name: str, splits: Mapping[str, Dataset]) -> None:
+    """Counts, sizes, mean and deviation on the console, and a picture grid in this folder."""
+    train = splits["train"]
+    console.print(count_table(splits))
+    measured = measure(train)
+    _say(console, f"{train.channels} channel(s), {measured.sizes}")
+    for title, stated, found in (
+        ("mean", train.mean, measured.mean),
+        ("std ", train.std, measured.std),
+    ):
+        _say(console, f"{title}  stated {_numbers(stated)}  measured {_numbers(found)}")
+    _say(console, f"(measured on {measured.images:,} of {len(train):,} train images)")
+    _print_remarks(console, splits)
+    path = Path(f"data-{name}-train.png").absolute()
+    write_picture(train, path)
+    _say(console, f"pictures: {path}")
+
+
+def count_table(splits: Mapping[str, Dataset]) -> Table:
+    counts = {split: data.class_counts() for split, data in splits.items()}
+    table = Table("class", title="images", title_justify="left")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for row, name in enumerate(next(iter(splits.values())).classes):
+        table.add_row(name, *(f"{counts[split][row]:,}" for split in splits))
+    table.add_section()
+    table.add_row("all", *(f"{len(data):,}" for data in splits.values()))
+    return table
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
+
+
+def write_picture(data: Dataset, path: Path) -> None:
+    """A PNG with a row for each class (the first 100), its name and images in a fixed order."""
+    from PIL import Image, ImageDraw
+
+    rows = min(len(data.classes), _ROWS)
+    canvas = Image.new("RGB", (_TITLE + _COLUMNS * _CELL, rows * _CELL), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, members in enumerate(_members(data, rows)):
+        # The built-in font has western letters only.
+        name = data.classes[row].encode("latin-1", "replace").decode("latin-1")
+        pen.text((4, row * _CELL + _CELL // 2 - 6), name[:24], fill="black")
+        for column, index in enumerate(members):
+            image = _thumbnail(data[index][0])
+            canvas.paste(image, (_TITLE + column * _CELL, row * _CELL))
+    encoded = io.BytesIO()
+    canvas.save(encoded, "PNG")
+    try:
+        path.write_bytes(encoded.getvalue())
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        raise UserError(problem, file=path, code=Exit.MACHINE) from None
+
+
+def _members(data: Dataset, rows: int) -> list[list[int]]:
+    """Positions of up to ``_COLUMNS`` samples of each of the first ``rows`` classes."""
+    members: list[list[int]] = [[] for _ in range(rows)]
+    labels = getattr(data, "labels", None)
+    for index in permutation(len(data), "show").tolist():
+        label = int(data[index][1]["label"] if labels is None else labels[index])
+        if label < rows and len(members[label]) < _COLUMNS:
+            members[label].append(index)
+    return members
+
+
+def _thumbnail(pixels: Tensor):
+    """(C, H, W) uint8 -> an RGB picture that fits a cell; small ones enlarged by whole factors."""
+    from PIL import Image
+
+    array = pixels.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
+    room = _CELL - 4
+    factor = room // max(image.size)
+    if factor > 1:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((room, room))
+    return image
+
+
+def check_with_bars(splits: Mapping[str, Dataset]) -> Report:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bars = {split: progress.add_task(split, total=len(data)) for split, data in splits.items()}
+        return check(splits, lambda split, done: progress.update(bars[split], completed=done))
+
+
+def print_report(console: Console, report: Report) -> None:
+    for line in report.remarks:
+        _say(console, line)
+    for line in report.warnings:
+        _say(console, f"warning: {line}")
+    for line in report.faults:
+        _say(console, f"fault: {line}")
+    read = ", ".join(f"{count:,} {split}" for split, count in report.read.items())
+    found = f"{len(report.faults):,} fault(s)" if report.faults else "all whole"
+    _say(console, f"read {read}: {found}")
+
+
+def _print_remarks(console: Console, splits: Mapping[str, Dataset]) -> None:
+    for split, data in splits.items():
+        for line in data.remarks():
+            _say(console, f"{split}: {line}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)

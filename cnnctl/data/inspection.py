@@ -1,0 +1,170 @@
+"""Read what a data set holds: every sample for faults, the pixels for mean and deviation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cnnctl.data.base import ArrayDataset, Dataset
+from cnnctl.errors import UserError
+
+_MEASURED = 2000  # images that mean and deviation are taken of where they must be decoded
+_CHUNK = 2048  # samples handed to the threads at once
+_EXAMPLES = 3  # of each kind of duplicate that are named
+
+
+@dataclass
+class Measured:
+    """Of the train images that were read: pixels scaled to 0..1, and the sides."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: int
+    sizes: str
+
+
+def measure(data: Dataset) -> Measured:
+    """Exact counts of every pixel value, so that no precision is lost on any number of images."""
+    counts = torch.zeros(data.channels, 256, dtype=torch.int64)
+    heights, widths, images = set[int](), set[int](), 0
+    for pixels in _some_images(data):  # (N, C, H, W)
+        heights.add(pixels.shape[2])
+        widths.add(pixels.shape[3])
+        images += len(pixels)
+        for channel in range(data.channels):
+            counts[channel] += torch.bincount(pixels[:, channel].flatten().int(), minlength=256)
+    share = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
+    value = torch.arange(256, dtype=torch.float64) / 255
+    mean = (share * value).sum(1)
+    std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt()
+    sizes = f"height {_range(heights)}, width {_range(widths)}"
+    return Measured(tuple(mean.tolist()), tuple(std.tolist()), images, sizes)
+
+
+def _some_images(data: Dataset) -> Iterator[Tensor]:
+    """(N, C, H, W) uint8: all that lie in memory, else evenly chosen ones, decoded in threads."""
+    if isinstance(data, ArrayDataset):
+        yield from data.pixels.split(_CHUNK)
+        return
+    chosen = torch.linspace(0, len(data) - 1, min(len(data), _MEASURED)).round().long().tolist()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(chosen), 64):  # no more than these in memory at once
+            for image, _ in pool.map(data.__getitem__, chosen[start : start + 64]):
+                yield image[None]
+
+
+def _range(sides: set[int]) -> str:
+    low, high = min(sides), max(sides)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+@dataclass
+class Report:
+    """What reading every sample showed."""
+
+    read: dict[str, int] = field(default_factory=dict)  # samples of each split
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def check(splits: Mapping[str, Dataset], tick: Callable[[str, int], object]) -> Report:
+    """Read every sample of every split in threads; all faults are found, not the first.
+
+    A fault is a sample that does not decode, has another shape than promised or a label out of
+    range, and a class without training samples. Identical pictures in two splits, or under two
+    labels, are warnings.
+
+    Args:
+        tick: called with a split and how many of its samples were read so far.
+    """
+    report = Report()
+    seen: dict[bytes, list[tuple[str, int, int]]] = defaultdict(list)  # (split, index, label)
+    for split, data in splits.items():
+        for index, problem, digest, label in _examine_all(split, data, tick):
+            if problem:
+                report.faults.append(f"{split}: {problem}")
+            else:
+                seen[digest].append((split, index, label))
+        report.read[split] = len(data)
+        report.remarks += [f"{split}: {line}" for line in data.remarks()]
+        if data.skipped:
+            report.faults.append(f"{split}: {data.skipped:,} broken samples were skipped")
+    report.faults += _untrained(splits)
+    report.warnings += _duplicates(splits, seen)
+    return report
+
+
+def _examine_all(
+    split: str, data: Dataset, tick: Callable[[str, int], object]
+) -> Iterator[tuple[int, str | None, bytes, int]]:
+    """(index, *_examine(index)) of every sample, in order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(data), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(data)))
+            for index, found in zip(chunk, pool.map(partial(_examine, data), chunk), strict=True):
+                yield index, *found
+            tick(split, chunk.stop)
+
+
+def _examine(data: Dataset, index: int) -> tuple[str | None, bytes, int]:
+    """(what is wrong, a digest of the pixels, the label) of one sample."""
+    try:
+        image, target = data[index]
+    except UserError as error:
+        return str(error), b"", -1
+    name, label = data.sample_name(index), int(target["label"])
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != data.channels:
+        shape = f"{tuple(image.shape)} {image.dtype}"
+        return f"{name}: is {shape}, must be ({data.channels}, H, W) torch.uint8", b"", label
+    if data.size is not None and tuple(image.shape[1:]) != data.size:
+        return f"{name}: is {tuple(image.shape[1:])}, must be {data.size}", b"", label
+    if not 0 <= label < len(data.classes):
+        return f"{name}: label is {label}, must be 0 to {len(data.classes) - 1}", b"", label
+    digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=16)
+    digest.update(image.contiguous().numpy().data)
+    return None, digest.digest(), label
+
+
+def _untrained(splits: Mapping[str, Dataset]) -> list[str]:
+    faults = []
+    trained = splits["train"].class_counts()
+    for split, data in splits.items():
+        pairs = zip(data.classes, trained, data.class_counts(), strict=True)
+        faults += [f"{split}: class {name} is not in train" for name, t, n in pairs if n and not t]
+    return faults
+
+
+def _duplicates(
+    splits: Mapping[str, Dataset], seen: Mapping[bytes, list[tuple[str, int, int]]]
+) -> list[str]:
+    """Sentences on pictures that are in two splits, or in one with two labels."""
+    names = list(splits)
+    shared: dict[str, list[str]] = defaultdict(list)
+    for same in seen.values():
+        first = {split: index for split, index, _ in reversed(same)}
+        there = [split for split in names if split in first]
+        for at, split in enumerate(there):
+            for later in there[at + 1 :]:
+                copies = sum(s == later for s, _, _ in same)
+                a, b = (
+                    splits[split].sample_name(first[split]),
+                    splits[later].sample_name(first[later]),
+                )
+                shared[f"of {later} are also in {split}"] += [f"{b} = {a}"] * copies
+        if len({label for _, _, label in same}) > 1:
+            (s1, i1, _), (s2, i2, _) = same[:2]
+            both = f"{s1} {splits[s1].sample_name(i1)}, {s2} {splits[s2].sample_name(i2)}"
+            shared["carry two labels or more"].append(both)
+    return [
+        f"{len(pairs):,} images {what}: {'; '.join(dict.fromkeys(pairs[:_EXAMPLES]))}"
+        for what, pairs in shared.items()
+    ]
