@@ -6,6 +6,7 @@ nothing, and there is no generator to save or to restore wrongly.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ def permutation(count: int, *parts: int | str) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def beta_quantiles(alpha: float) -> Tensor:
+@functools.cache
+def beta_quantiles(alpha: float, device: torch.device | None = None) -> Tensor:
     """(65537,) float32: the inverse of Beta(alpha, alpha)'s distribution function, for ``Draw``.
 
     Exact at 65,537 evenly spaced probabilities, of which the first and the last are moved in by a
@@ -43,7 +45,7 @@ def beta_quantiles(alpha: float) -> Tensor:
     steps = 1 << 16
     probability = np.arange(steps + 1) / steps
     probability[[0, -1]] = [0.25 / steps, 1 - 0.25 / steps]
-    return torch.from_numpy(betaincinv(alpha, alpha, probability)).float()
+    return torch.from_numpy(betaincinv(alpha, alpha, probability)).float().to(device)
 
 
 @dataclass(frozen=True)

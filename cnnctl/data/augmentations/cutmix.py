@@ -47,14 +47,14 @@ class Cutmix(Standard):
             raise ValueError(f"alpha must be a positive number, got {alpha}")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be from 0 to 1, got {probability}")
-        self.quantiles = beta_quantiles(alpha)
+        self.alpha = alpha
         self.probability = probability
 
     def augment(self, pixels: Tensor, label: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         pixels, label = super().augment(pixels, label, draw)
         h, w = pixels.shape[2:]
-        self.quantiles = self.quantiles.to(pixels.device)  # moves once, then stays there
-        cut = (1 - draw.quantile("cutmix", self.quantiles)).sqrt()  # (N,) of each side
+        quantiles = beta_quantiles(self.alpha, pixels.device)
+        cut = (1 - draw.quantile("cutmix", quantiles)).sqrt()  # (N,) of each side
         cut = cut * draw.chance("cutmix or not", self.probability)
         sides = torch.stack([(h * cut).long(), (w * cut).long()], 1)  # (N, 2)
         pasted = rectangles(random_centres("cutmix centre", (h, w), draw), sides, (h, w))

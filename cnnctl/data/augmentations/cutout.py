@@ -45,14 +45,15 @@ class Cutout(Standard):
         n, _, h, w = pixels.shape
         centre = random_centres("cutout", (h, w), draw)
         hole = rectangles(centre, centre.new_full((n, 2), self.length), (h, w))
-        self.fill = self.fill.to(pixels.device)  # moves once, then stays there
-        return torch.where(hole, self.fill, pixels), label
+        fill = self.fill.to(pixels.device, non_blocking=True)
+        return torch.where(hole, fill, pixels), label
 
 
 def random_centres(purpose: str, size: tuple[int, int], draw: Draw) -> Tensor:
     """(N, 2) int64: row and column of a random pixel of each image."""
-    limits = torch.tensor(size, dtype=torch.float32).to(draw.index.device, non_blocking=True)
-    return (draw.uniform(purpose, 2) * limits).long().minimum(limits.long() - 1)
+    row = draw.integers(f"{purpose} row", size[0])  # (N, 1)
+    column = draw.integers(f"{purpose} column", size[1])
+    return torch.cat([row, column], 1)
 
 
 def rectangles(centre: Tensor, sides: Tensor, size: tuple[int, int]) -> Tensor:

@@ -41,12 +41,12 @@ class Mixup(Standard):
         super().__init__(num_classes, mirror, native, size, padding, flip, scale, label_smoothing)
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f"alpha must be a positive number, got {alpha}")
-        self.quantiles = beta_quantiles(alpha)
+        self.alpha = alpha
 
     def augment(self, pixels: Tensor, label: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         pixels, label = super().augment(pixels, label, draw)
-        self.quantiles = self.quantiles.to(pixels.device)  # moves once, then stays there
-        share = draw.quantile("mixup", self.quantiles)  # (N,)
+        quantiles = beta_quantiles(self.alpha, pixels.device)
+        share = draw.quantile("mixup", quantiles)  # (N,)
         pixels, label = pixels.float(), self.soft(label)
         # The batch is in random order, so its neighbour is a random partner for each image.
         pixels = pixels.roll(1, 0).lerp_(pixels, share[:, None, None, None])
