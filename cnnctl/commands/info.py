@@ -10,8 +10,16 @@ from cnnctl import build
 from cnnctl.engine.layers import Layers, Row, layer_table
 
 
-def run(config: DictConfig) -> None:
-    """Print the layers and the totals of the network that ``cnnctl train`` would train."""
+def run(config: DictConfig, chosen: dict[str, str]) -> None:
+    """Print the layers and the totals of the network that ``cnnctl train`` would train.
+
+    Args:
+        chosen: the option of each group, for the title.
+
+    Raises:
+        UserError: the configuration does not fit together.
+    """
+    build.check(config, chosen)
     facts = build.facts(config)
     size = build.augmentation(config, facts).size
     model = build.model(config, facts, size)
@@ -20,7 +28,7 @@ def run(config: DictConfig) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDE)  # into a file or a pipe: nothing is cut off
     title = (
-        f"{type(model).__name__}: {facts.channels} x {size[0]} x {size[1]} pixels"
+        f"{chosen['model']} on {chosen['data']}: {facts.channels} x {size[0]} x {size[1]} pixels"
         f" -> {len(facts.classes)} classes"
     )
     console.print(table(layers, title))
@@ -47,17 +55,17 @@ def totals(layers: Layers) -> list[str]:
     """What the whole network costs, each figure with its unit."""
     return [
         f"parameters   {layers.parameters:,} ({scaled(layers.parameters)})",
-        f"FLOPs        {scaled(layers.flops)} an image, forward; 1 multiply-add = 2 FLOPs:"
-        f" {scaled(layers.flops / 2)} multiply-adds; convolutions and matrix products only",
-        f"activations  {layers.activation_bytes / 2**20:.1f} MiB an image (float32)",
-        "field        input pixels that one output position sees, not clipped at the border",
+        f"FLOPs        {scaled(layers.flops)} an image, forward (convolutions, matrix products);"
+        f" 1 multiply-add = 2 FLOPs: {scaled(layers.flops / 2)} multiply-adds",
+        f"activations  {scaled(layers.activation_bytes)}B an image, forward (float32)",
+        "field        side in pixels of the input that one output position sees, borders ignored",
     ]
 
 
 def scaled(count: float) -> str:
     """Three digits and a decimal prefix: 40551040 -> ``40.6 M``."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
+        if count >= 0.9995 * factor:  # what rounds to 1000 takes the next prefix
             return f"{count / factor:.3g} {prefix}"
     return f"{count:.0f}"
 

@@ -44,11 +44,12 @@ class Classifier(ClassificationModel):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         backbone.require(size)
         self.backbone = backbone
-        self.pool = nn.AdaptiveAvgPool2d(1) if pool == "avg" else nn.AdaptiveMaxPool2d(1)
+        self.pool = pool
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(backbone.channels[backbone.deepest], num_classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.backbone(pixels)[self.backbone.deepest]  # (N, C, h, w)
-        pooled = self.pool(features).flatten(1)  # (N, C)
+        # (N, C); the backward of amax is deterministic on CUDA, that of AdaptiveMaxPool2d is not
+        pooled = features.mean((2, 3)) if self.pool == "avg" else features.amax((2, 3))
         return self.linear(self.dropout(pooled))
