@@ -34,6 +34,8 @@ def run(config: DictConfig, action: str) -> int:
     cls = _class(config)
     if action == "fetch":
         _say(console, cls.fetch(config.data.root))
+        if cls.missing(config.data.root):
+            return Exit.DONE  # it is the user's own to put there
     splits = all_splits(config)
     _print_where(console, cls, config.data.root)
     if action == "show":
@@ -176,7 +178,8 @@ def _thumbnail(pixels: Tensor):
 
 
 def check_with_bars(splits: Mapping[str, Dataset]) -> Report:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bars = {split: progress.add_task(split, total=len(data)) for split, data in splits.items()}
         return check(splits, lambda split, done: progress.update(bars[split], completed=done))
 

@@ -181,14 +181,20 @@ def one_off(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def download(
-    act: Callable[[], object], *, data: str, folder: Path, files: Sequence[tuple[str, str]]
+    act: Callable[[], object],
+    *,
+    data: str,
+    folder: Path,
+    address: str,
+    files: Sequence[tuple[str, str]],
 ) -> None:
     """Run torchvision's own download, and turn its failure into one sentence.
 
     Args:
         act: calls torchvision, which checks the md5 of what it gets.
         folder: where it puts the files.
-        files: (name or address, md5) of each archive, for doing it by hand.
+        address: the web folder of the archives, and
+        files: (name, md5) of each, for doing it by hand.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED)  # torchvision sets none: a silent server would hang for ever
@@ -205,7 +211,7 @@ def download(
         reason = " ".join(str(error).split())
         raise UserError(
             f"data={data} could not be downloaded: {reason}",
-            advice=f"get {listed} elsewhere, put it into {folder} and type the same again",
+            advice=f"put {listed} from {address} into {folder} and type the same again",
             code=Exit.DATA,
         ) from None
     finally:

@@ -219,7 +219,8 @@ class CIFAR10(ArrayDataset):
             lambda: source(str(folder), download=True),
             data=cls.option(),
             folder=folder,
-            files=[(source.url, source.tgz_md5)],
+            address=source.url.rpartition("/")[0],
+            files=[(source.filename, source.tgz_md5)],
         )
         return f"data={cls.option()} is in {folder / source.base_folder}"
 

@@ -127,7 +127,8 @@ class MNIST(ArrayDataset):
             lambda: source(str(folder), download=True),
             data=cls.option(),
             folder=folder / cls.source / "raw",
-            files=[(source.mirrors[0] + name, md5) for name, md5 in source.resources],
+            address=source.mirrors[0],
+            files=source.resources,
         )
         return f"data={cls.option()} is in {folder / cls.source / 'raw'}"
 

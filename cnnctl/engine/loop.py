@@ -280,11 +280,11 @@ class Loop:
                 self._save(None, best=False)
                 raise
             metric = self._monitored(metrics)
-            best = math.isfinite(metric) and (progress.best is None or metric > progress.best)
+            best = math.isfinite(metric) and (progress.best is None or metric >= progress.best)
+            better = best and metric != progress.best  # the newest of equals is best, not news
             if best:
-                progress.best, progress.best_step, progress.stale = metric, progress.total_steps, 0
-            else:
-                progress.stale += 1
+                progress.best, progress.best_step = metric, progress.total_steps
+            progress.stale = 0 if better else progress.stale + 1
             patience = self.trainer.patience
             progress.stopped_early = patience is not None and progress.stale >= patience
             self.journal.evaluated(progress.total_steps, metrics, evaluator, best, self.model)
