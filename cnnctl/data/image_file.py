@@ -99,7 +99,7 @@ def _open(raw: bytearray) -> Image:
     """The header alone; raises ValueError where these bytes are no image."""
     from PIL import Image, UnidentifiedImageError
 
-    _refuse_bombs()
+    _set_warnings()
     try:
         return Image.open(io.BytesIO(raw), formats=_FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -111,9 +111,11 @@ def _open(raw: bytearray) -> Image:
 
 
 @cache
-def _refuse_bombs() -> None:
+def _set_warnings() -> None:
+    """Pillow's are no news to the user (odd EXIF), but for the one on size: that is an error."""
     from PIL import Image
 
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
