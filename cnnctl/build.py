@@ -33,10 +33,14 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
     "backbone": (("cnnctl.backbones",), nn.Module),
     "data": (("cnnctl.data",), Dataset),
     "augmentation": (("cnnctl.data.augmentations",), Augmentation),
-    "optimizer": (("torch.optim", "cnnctl.engine.optimizers"), optim.Optimizer),
+    "optimizer": (("torch.optim",), optim.Optimizer),
     "schedule": (("cnnctl.engine.schedules",), Schedule),
     "trainer": (("cnnctl.engine.trainer",), Trainer),
 }
+
+# What a constructor may ask for by name, and a configuration may not set.
+_PARTS = {"in_channels", "num_classes", "size", "backbone", "mirror", "native", "split", "params"}
+_TOP = {"seed": int, "resume": str | None, "init_from": str | None, "outputs": str}
 
 
 def task(config: DictConfig) -> Task:
@@ -106,6 +110,8 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
     Raises:
         UserError: code 2.
     """
+    for name, hint in _TOP.items():
+        _typed(config[name], hint, name)
     for group in _ALLOWED:
         if group in config and config[group]:
             cls = _target(config, group)
@@ -127,8 +133,15 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
         )
     if takes_backbone and not config.backbone:
         raise UserError(f"{names['model']} needs a backbone", field="backbone", advice="backbone=resnet18")
-    for make in (trainer, schedule, optimizer):  # their own checks of their numbers
+    for make in (schedule, optimizer):  # their own checks of their numbers
         make(config)
+    monitor = trainer(config).monitor
+    if monitor is not None and monitor not in the_task.metrics:
+        raise UserError(
+            f'{names["task"]} has no metric "{monitor}"',
+            field="trainer.monitor",
+            advice=nearest(monitor, the_task.metrics),
+        )
 
 
 def _values(config: DictConfig, group: str) -> dict[str, Any]:
@@ -209,7 +222,8 @@ def _bind(
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
     for name in values:
         if name not in parameters:
-            raise UserError("unknown key", field=f"{group}.{name}", advice=nearest(name, parameters))
+            known = parameters.keys() - _PARTS
+            raise UserError("unknown key", field=f"{group}.{name}", advice=nearest(name, known))
     missing = [
         name
         for name, parameter in parameters.items()

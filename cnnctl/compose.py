@@ -162,7 +162,7 @@ def _unknown_key(key: str, primary: str) -> UserError:
         advice = nearest(last, {name[len(section) + 1 :] for name in inside})
         advice = advice.replace('mean "', f'mean "{section}.')
     else:
-        advice = nearest(key, names)
+        advice = nearest(key, {name for name in names if "." not in name} if not section else names)
     return UserError("unknown key", field=key, advice=advice)
 
 

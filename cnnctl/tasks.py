@@ -23,7 +23,8 @@ class Task:
         fields: the columns of ``Targets`` that its data must fill.
         model: the class its models derive from.
         evaluator: class names -> an object with update, merge, rows and compute.
-        best: the metric, larger is better, that chooses best.pt.
+        metrics: those that can choose best.pt -> whether larger is better.
+        best: the one that does unless ``trainer.monitor`` names another.
         draw_batch: (batch, data) -> named pictures (H, W, 3) uint8 of a training batch.
         draw_evaluation: (batch, predictions, evaluator, model, data) -> named pictures.
         table: evaluator -> rows (title, value) that the summary adds to the metrics.
@@ -33,6 +34,7 @@ class Task:
     fields: tuple[str, ...]
     model: type[Model]
     evaluator: Callable[[Sequence[str]], Any]
+    metrics: dict[str, bool]
     best: str
     draw_batch: Callable[[Batch, Dataset], dict[str, Tensor]]
     draw_evaluation: Callable[[Batch, Predictions, Any, Model, Dataset], dict[str, Tensor]]
@@ -46,6 +48,7 @@ def classify() -> Task:
         fields=("label",),
         model=ClassificationModel,
         evaluator=ClassificationEvaluator,
+        metrics={"top1": True, "top5": True, "nll": False, "loss": False},
         best="top1",
         draw_batch=lambda batch, data: {},
         draw_evaluation=lambda batch, predictions, evaluator, model, data: {},

@@ -117,6 +117,7 @@ def _work(request: Request) -> int:
     processes = distributed.join(config.trainer.device)
     console = Console(quiet=not processes.first)
     trainer, task = build.trainer(config), build.task(config)
+    monitor = trainer.monitor or task.best
     machine = trainer.machine(processes)
     train, val = build.dataset(config, "train"), _validation(config)
     augmentation = build.augmentation(config, train)
@@ -147,7 +148,8 @@ def _work(request: Request) -> int:
         optimizer=build.optimizer(config),
         schedule=build.schedule(config),
         evaluator=lambda: task.evaluator(train.classes),
-        monitor=trainer.monitor or task.best,
+        monitor=monitor,
+        larger_is_better=task.metrics[monitor],
         seed=config.seed,
         describe=_describe(request, train, processes),
         checkpoints=Checkpoints(directory) if processes.first else None,
@@ -348,9 +350,8 @@ def _finish(
             write_scores(directory, "test", result)
     progress = loop.progress
     if progress.best is not None:
-        name = loop.monitor.removeprefix("-")
-        best = -progress.best if loop.monitor.startswith("-") else progress.best
-        rows.insert(0, (f"best val {name}", f"{show(name, best)} at step {progress.best_step}"))
+        best = show(loop.monitor, progress.best)
+        rows.insert(0, (f"best val {loop.monitor}", f"{best} at step {progress.best_step}"))
     seconds, speed = time.monotonic() - started, loop.journal.mean_speed()
     rows += [("time", f"{seconds:.1f} s"), ("training", f"{speed:,.0f} images/s")]
     if not loop.processes.first:

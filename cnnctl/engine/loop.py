@@ -41,7 +41,7 @@ class Progress:
     stage: int = 0
     step: int = 0  # within the stage
     total_steps: int = 0  # over all stages
-    best: float | None = None  # the largest value of the monitored metric so far
+    best: float | None = None  # the best value of the monitored metric so far
     best_step: int = 0
     stale: int = 0  # evaluations since then
     stopped_early: bool = False
@@ -67,7 +67,8 @@ class Loop:
 
     Args:
         describe: what makes a checkpoint describe itself: config, classes, versions.
-        monitor: the metric, larger is better, that chooses best.pt.
+        monitor: the metric that chooses best.pt.
+        larger_is_better: which way ``monitor`` goes.
         evaluator: makes a fresh evaluator.
     """
 
@@ -81,6 +82,7 @@ class Loop:
     schedule: Schedule
     evaluator: Callable[[], Any]
     monitor: str
+    larger_is_better: bool
     seed: int
     describe: dict[str, Any]
     checkpoints: Checkpoints | None  # None in all processes but the first
@@ -279,8 +281,8 @@ class Loop:
             except Stopped:
                 self._save(None, best=False)
                 raise
-            metric = self._monitored(metrics)
-            best = math.isfinite(metric) and (progress.best is None or metric >= progress.best)
+            metric = metrics[self.monitor]
+            best = math.isfinite(metric) and not self._worse(metric)
             better = best and metric != progress.best  # the newest of equals is best, not news
             if best:
                 progress.best, progress.best_step = metric, progress.total_steps
@@ -291,15 +293,11 @@ class Loop:
         progress.owed = False
         self._save(metric, best=best)
 
-    def _monitored(self, metrics: dict[str, float]) -> float:
-        if self.monitor.removeprefix("-") not in metrics:
-            raise UserError(
-                f'there is no metric "{self.monitor}"',
-                field="trainer.monitor",
-                advice=f"take one of {', '.join(metrics)}; a minus before it prefers small values",
-            )
-        value = metrics[self.monitor.removeprefix("-")]
-        return -value if self.monitor.startswith("-") else value
+    def _worse(self, metric: float) -> bool:
+        best = self.progress.best
+        if best is None:
+            return False
+        return metric < best if self.larger_is_better else metric > best
 
     def _share_buffers(self) -> None:
         """Give all processes the first one's batch statistics: they are the ones saved."""

@@ -117,6 +117,8 @@ def cores() -> int:
 
 def set_threads(threads: int | None, processes: int) -> None:
     """Fix the CPU threads: another count rounds sums differently, and so gives other bits."""
+    if threads is None and processes == 1 and "OMP_NUM_THREADS" in os.environ:
+        return  # the user has chosen
     torch.set_num_threads(threads or max(1, cores() // processes))
 
 

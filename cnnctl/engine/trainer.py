@@ -32,7 +32,7 @@ class Trainer:
         ValueError: a number is out of range.
     """
 
-    epochs: int = 30
+    epochs: int = 60
     steps: int | None = None
     batch_size: int = 128
     accumulate: int = 1

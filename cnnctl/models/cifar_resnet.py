@@ -103,7 +103,9 @@ class PadShortcut(nn.Module):
         self.maps = maps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        kept = inputs[:, :, :: self.stride, :: self.stride]  # a view: the padding is the only copy
+        # inputs[:, :, ::stride, ::stride], as a pooling of one pixel: the backward of a strided
+        # slice is slow enough to be 10 % of a training step of ResNet-20 on a CPU.
+        kept = F.avg_pool2d(inputs, 1, self.stride)
         return F.pad(kept, (0, 0, 0, 0, self.maps // 2, self.maps - self.maps // 2))
 
 

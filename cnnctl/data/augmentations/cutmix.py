@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from cnnctl.data.augmentations.cutout import random_centres, rectangles
+from cnnctl.data.augmentations.cutout import paste, random_centres, rectangles
 from cnnctl.data.augmentations.standard import Standard
 from cnnctl.randomness import Draw, beta_quantiles
 
@@ -59,6 +59,6 @@ class Cutmix(Standard):
         sides = torch.stack([(h * cut).long(), (w * cut).long()], 1)  # (N, 2)
         pasted = rectangles(random_centres("cutmix centre", (h, w), draw), sides, (h, w))
         # The batch is in random order, so its neighbour is a random partner for each image.
-        pixels = torch.where(pasted, pixels.roll(1, 0), pixels)
+        pixels = paste(pixels, pixels.roll(1, 0), pasted)
         label, foreign = self.soft(label), pasted.float().mean((1, 2, 3))[:, None]
         return pixels, label.lerp(label.roll(1, 0), foreign)

@@ -47,7 +47,7 @@ class Mixup(Standard):
         pixels, label = super().augment(pixels, label, draw)
         quantiles = beta_quantiles(self.alpha, pixels.device)
         share = draw.quantile("mixup", quantiles)  # (N,)
-        pixels, label = pixels.float(), self.soft(label)
+        label = self.soft(label)
         # The batch is in random order, so its neighbour is a random partner for each image.
-        pixels = pixels.roll(1, 0).lerp_(pixels, share[:, None, None, None])
-        return pixels, label.roll(1, 0).lerp_(label, share[:, None])
+        mixed = pixels.roll(1, 0).float().lerp_(pixels.float(), share[:, None, None, None])
+        return mixed, label.roll(1, 0).lerp_(label, share[:, None])

@@ -64,13 +64,13 @@ class RandAugment(Standard):
         order = codes.argsort(stable=True)
         operations = list(OPERATIONS.values())
         counts = torch.bincount(codes, minlength=2 * len(operations)).tolist()
-        groups = pixels[order.to(pixels.device)].split(counts)
+        groups = pixels.index_select(0, order.to(pixels.device)).split(counts)
         done = [
             operations[code // 2](group, self.magnitude, -1 if code % 2 else 1)
             for code, group in enumerate(groups)
             if len(group)
         ]
-        return torch.cat(done)[order.argsort().to(pixels.device)]
+        return torch.cat(done).index_select(0, order.argsort().to(pixels.device))
 
 
 def level(largest: float, magnitude: int, sign: int = 1) -> float:
