@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from cnnctl.data.augmentations.cutout import Cutout, rectangles
+from cnnctl.data.augmentations.cutout import Cutout, paste, rectangles
 
 MANY = 6400
 
@@ -80,6 +80,16 @@ def test_rectangles_by_hand():
     assert made[0].nonzero().tolist() == [[0, 0]]
     assert made[1].nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3], [3, 2], [3, 3]]
     assert made[2].sum() == 0
+
+
+@pytest.mark.parametrize("other", [(6, 3, 5, 4), (3, 1, 1)])
+def test_paste_is_where(random_pixels, other):
+    pixels, source = random_pixels(6, 3, 5, 4), random_pixels(18, 1, 5, 4, seed=1)
+    source = source.flatten()[: torch.Size(other).numel()].view(other)
+    mask = random_pixels(6, 1, 5, 4, seed=2) > 127
+    before = pixels.clone()
+    assert torch.equal(paste(pixels, source, mask), torch.where(mask, source, pixels))
+    assert torch.equal(pixels, before)
 
 
 @pytest.mark.parametrize("length", [0, -3, 33])
