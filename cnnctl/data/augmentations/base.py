@@ -47,8 +47,9 @@ class Augmentation:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.num_classes = num_classes
         self.mirror = mirror
-        self.native = native
-        self.size = (size, size) if size else native or (UNSIZED, UNSIZED)
+        # A config's way here makes lists of tuples, which equal no tuple.
+        self.native = (native[0], native[1]) if native else None
+        self.size = (size, size) if size else self.native or (UNSIZED, UNSIZED)
         self.label_smoothing = label_smoothing
 
     def resident(self, pixels: Tensor) -> Tensor:

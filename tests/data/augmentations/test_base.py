@@ -68,6 +68,13 @@ def test_resident_images_equal_streamed_ones(
     assert torch.equal(whole, expected)
 
 
+def test_a_size_may_come_as_a_list(random_pixels):
+    pixels = random_pixels(2, 3, 20, 24)
+    pipeline = plain(native=[20, 24])
+    assert pipeline.size == pipeline.native == (20, 24)
+    assert pipeline.resident(pixels) is pixels
+
+
 def test_no_images_are_resized_to_no_images():
     pixels = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
     assert plain(native=(8, 8), size=32).resident(pixels).shape == (0, 3, 32, 32)
