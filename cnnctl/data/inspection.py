@@ -88,17 +88,22 @@ def check(splits: Mapping[str, Dataset], tick: Callable[[str, int], object]) -> 
     """
     report = Report()
     seen: dict[bytes, list[tuple[str, int, int]]] = defaultdict(list)  # (split, index, label)
+    present: dict[str, set[int]] = {split: set() for split in splits}  # labels of whole samples
     for split, data in splits.items():
         for index, problem, digest, label in _examine_all(split, data, tick):
             if problem:
                 report.faults.append(f"{split}: {problem}")
             else:
                 seen[digest].append((split, index, label))
+                present[split].add(label)
         report.read[split] = len(data)
         report.remarks += [f"{split}: {line}" for line in data.remarks()]
         if data.skipped:
             report.faults.append(f"{split}: {data.skipped:,} broken samples were skipped")
-    report.faults += _untrained(splits)
+    classes = splits["train"].classes
+    for split, labels in present.items():
+        absent = sorted(labels - present["train"])
+        report.faults += [f"{split}: class {classes[k]} is not in train" for k in absent]
     report.warnings += _duplicates(splits, seen)
     return report
 
@@ -134,15 +139,6 @@ def _examine(data: Dataset, index: int) -> tuple[str | None, bytes, int]:
     return None, digest.digest(), label
 
 
-def _untrained(splits: Mapping[str, Dataset]) -> list[str]:
-    faults = []
-    trained = splits["train"].class_counts()
-    for split, data in splits.items():
-        pairs = zip(data.classes, trained, data.class_counts(), strict=True)
-        faults += [f"{split}: class {name} is not in train" for name, t, n in pairs if n and not t]
-    return faults
-
-
 def _duplicates(
     splits: Mapping[str, Dataset], seen: Mapping[bytes, list[tuple[str, int, int]]]
 ) -> list[str]:
@@ -159,12 +155,12 @@ def _duplicates(
                     splits[split].sample_name(first[split]),
                     splits[later].sample_name(first[later]),
                 )
-                shared[f"of {later} are also in {split}"] += [f"{b} = {a}"] * copies
+                shared[f"of {later} also in {split}"] += [f"{b} = {a}"] * copies
         if len({label for _, _, label in same}) > 1:
             (s1, i1, _), (s2, i2, _) = same[:2]
             both = f"{s1} {splits[s1].sample_name(i1)}, {s2} {splits[s2].sample_name(i2)}"
-            shared["carry two labels or more"].append(both)
+            shared["with two labels or more"].append(both)
     return [
-        f"{len(pairs):,} images {what}: {'; '.join(dict.fromkeys(pairs[:_EXAMPLES]))}"
+        f"{len(pairs):,} image(s) {what}: {'; '.join(dict.fromkeys(pairs[:_EXAMPLES]))}"
         for what, pairs in shared.items()
     ]

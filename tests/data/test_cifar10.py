@@ -181,10 +181,10 @@ def test_labels_out_of_range_are_named(tmp_path):
 
 def test_an_archive_that_lacks_a_file_or_is_cut_off(tmp_path, monkeypatch):
     path = write_archive(tmp_path, monkeypatch, NAMES[1:])
-    with pytest.raises(UserError, match="does not hold cifar-10-batches-bin/data_batch_1.bin"):
+    with pytest.raises(UserError, match=r"does not hold cifar-10-batches-bin/data_batch_1.bin"):
         CIFAR10("train", str(tmp_path))
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(UserError, match="no whole tar.gz"):
+    with pytest.raises(UserError, match=r"no whole tar.gz"):
         CIFAR10("test", str(tmp_path), verify=False)
 
 

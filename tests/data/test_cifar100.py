@@ -59,7 +59,7 @@ def test_fine_labels_are_checked(tmp_path):
     raw = bytearray((folder / "test.bin").read_bytes())
     raw[3074 * 3 + 1] = 100
     (folder / "test.bin").write_bytes(raw)
-    with pytest.raises(UserError, match="test.bin: label 3 is 100, must be 0 to 99"):
+    with pytest.raises(UserError, match=r"test.bin: label 3 is 100, must be 0 to 99"):
         CIFAR100("test", str(tmp_path), verify=False)
 
 

@@ -228,7 +228,7 @@ def test_a_file_that_is_cut_off_is_an_error(tmp_path, kind, share):
 def test_a_jpeg_without_its_last_byte_is_an_error(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded("JPEG")[:-1])
-    with pytest.raises(UserError, match="does not decode: .*truncated"):
+    with pytest.raises(UserError, match=r"does not decode: .*truncated"):
         read_image(path)
 
 

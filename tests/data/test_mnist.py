@@ -119,7 +119,7 @@ def test_a_root_that_is_too_deep_is_answered_with_the_right_one(tmp_path, below)
 
 def test_a_gz_file_alone_is_read_and_checked(tmp_path, monkeypatch):
     folder = write(tmp_path, packed=True)
-    with pytest.raises(UserError, match="has md5 .* must be f68b3c2dcbeaaa9fbdd348bbdeb94873"):
+    with pytest.raises(UserError, match=r"has md5 .* must be f68b3c2dcbeaaa9fbdd348bbdeb94873"):
         MNIST("train", str(tmp_path))
     assert len(MNIST("train", str(tmp_path), validation=50, verify=False)) == 150
     own = [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in folder.iterdir()]
@@ -207,7 +207,7 @@ def test_fetch_without_a_network_says_what_to_get_and_where_to_put_it(tmp_path, 
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(
-        UserError, match="data=mnist could not be downloaded: .*no network"
+        UserError, match=r"data=mnist could not be downloaded: .*no network"
     ) as caught:
         MNIST.fetch(str(tmp_path))
     advice = str(caught.value.advice)
