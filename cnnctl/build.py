@@ -39,7 +39,7 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
 }
 
 # What a constructor may ask for by name, and a configuration may not set.
-_PARTS = {"in_channels", "num_classes", "size", "backbone", "mirror", "native", "split", "params"}
+_PARTS = {"in_channels", "num_classes", "size", "backbone", "mirror", "native", "mean", "split", "params"}
 _TOP = {"seed": int, "resume": str | None, "init_from": str | None, "outputs": str}
 
 
@@ -73,6 +73,7 @@ def augmentation(config: DictConfig, data: Any) -> Augmentation:
         num_classes=len(data.classes),
         mirror=data.mirror,
         native=data.size,
+        mean=tuple(data.mean),
     )
 
 
@@ -99,6 +100,14 @@ def optimizer(config: DictConfig) -> Callable[[Iterable[Any]], optim.Optimizer]:
 
 def schedule(config: DictConfig) -> Schedule:
     return _build(config, "schedule")
+
+
+def without_pretrained_weights(config: DictConfig) -> DictConfig:
+    """For a model whose weights come from a checkpoint: nothing is fetched to be overwritten."""
+    for group in ("model", "backbone"):
+        if config[group] and "weights" in config[group]:
+            config[group].weights = None
+    return config
 
 
 def check(config: DictConfig, chosen: dict[str, str]) -> None:
@@ -164,9 +173,11 @@ def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: An
             advice="leave it out",
         )
     values = _bind(target, values, group, partial=partial, given=parts)
-    node = {"_target_": config[group]["_target_"], "_partial_": partial, **values}
+    node = {"_target_": config[group]["_target_"], **(values if partial else {})}
     try:
-        built = instantiate(node, _convert_="all", _recursive_=False, **parts)
+        # Hydra would turn tuples into lists; it names the class, Python passes the values.
+        make = instantiate({**node, "_partial_": True}, _recursive_=False)
+        built = make if partial else make(**values, **parts)
         if partial:  # an optimizer shows its complaints only when it is built
             built([nn.Parameter()])
     except InstantiationException as error:

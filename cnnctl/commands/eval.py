@@ -124,7 +124,7 @@ def score(
 
 def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> Any:
     """The model of a checkpoint with its weights."""
-    model = build.model(config, data, size)
+    model = build.model(build.without_pretrained_weights(config), data, size)
     try:
         model.load_state_dict(weights(state))
     except RuntimeError as error:

@@ -122,6 +122,8 @@ def _work(request: Request) -> int:
     train, val = build.dataset(config, "train"), _validation(config)
     augmentation = build.augmentation(config, train)
     torch.manual_seed(key(config.seed, "init"))
+    if request.resumed is not None:
+        build.without_pretrained_weights(config)
     model = build.model(config, train, augmentation.size)
     trainer.total_steps(len(train))
     state = _resumed_state(request, config, train, processes)

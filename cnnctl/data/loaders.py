@@ -127,7 +127,7 @@ class ResidentLoader:
     def _take(self, index: Tensor) -> Batch:
         size = (self.pixels.shape[2], self.pixels.shape[3])
         original = self.dataset.size or size
-        images = Images(self.pixels[index], [size] * len(index), [original] * len(index))
+        images = Images(self.pixels.index_select(0, index), [size] * len(index), [original] * len(index))
         return Batch(images, Targets(image_id=index, label=self.labels[index]))
 
 
@@ -211,7 +211,7 @@ class _Samples(TorchDataset):
         target = {**target, "original": (image.shape[-2], image.shape[-1])}
         if self.seed is None:
             return epoch, index, self.augmentation.sample_eval(image), target
-        torch.manual_seed(key(self.seed, "sample", epoch, index))
+        torch.default_generator.manual_seed(key(self.seed, "sample", epoch, index))
         return epoch, index, self.augmentation.sample(image), target
 
 

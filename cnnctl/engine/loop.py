@@ -190,9 +190,7 @@ class Loop:
     ) -> None:
         progress, trainer, opt = self.progress, self.trainer, self.opt
         assert opt is not None
-        torch.manual_seed(
-            key(self.seed, "step", progress.stage, progress.step, self.processes.rank)
-        )
+        self._seed(key(self.seed, "step", progress.stage, progress.step, self.processes.rank))
         factor = self.schedule.factor(progress.step, self.total, self.per_epoch)
         for group, rate in zip(opt.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -224,6 +222,12 @@ class Loop:
         progress.step += 1
         progress.total_steps += 1
         self.journal.stepped(progress.step, len(batch) * self.processes.world)
+
+    def _seed(self, value: int) -> None:
+        """For dropout and the like; ``torch.manual_seed`` formats a stack trace on every call."""
+        torch.default_generator.manual_seed(value)
+        if self.machine.device.type == "cuda":
+            torch.cuda.manual_seed(value)
 
     def _settle(self) -> None:
         """Bring the losses of the last steps to the host and look at them.

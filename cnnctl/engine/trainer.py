@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from cnnctl.engine.machine import (
 from cnnctl.errors import Exit, UserError
 
 MAX_WORKERS = 8
+MAX_RESIDENT = 4 * 2**30  # bytes of pixels, resized, that `auto` keeps on the device
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class Trainer:
                 field="trainer.loader",
                 advice="take trainer.loader=auto",
             )
-        if isinstance(dataset, ArrayDataset) and self.loader != "streaming":
+        fits = math.prod((len(dataset), dataset.channels, *augmentation.size)) <= MAX_RESIDENT
+        wanted = self.loader == "resident" or (self.loader == "auto" and fits)
+        if isinstance(dataset, ArrayDataset) and wanted:
             return ResidentLoader(dataset, augmentation, machine.device, seed, share)
         workers = min(cores(), MAX_WORKERS) if self.workers is None else self.workers
         return StreamingLoader(dataset, augmentation, machine.device, seed, share, workers)
