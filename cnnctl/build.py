@@ -39,7 +39,17 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
 }
 
 # What a constructor may ask for by name, and a configuration may not set.
-_PARTS = {"in_channels", "num_classes", "size", "backbone", "mirror", "native", "mean", "split", "params"}
+_PARTS = {
+    "in_channels",
+    "num_classes",
+    "size",
+    "backbone",
+    "mirror",
+    "native",
+    "mean",
+    "split",
+    "params",
+}
 _TOP = {"seed": int, "resume": str | None, "init_from": str | None, "outputs": str}
 
 
@@ -61,7 +71,7 @@ def facts(config: DictConfig) -> Dataset | type[Dataset]:
 
     The class itself where it knows all of them without reading the data, else the train split.
     """
-    cls = _target(config, "data")
+    cls = target(config, "data")
     known = all(hasattr(cls, name) for name in ("classes", "channels", "mean", "std"))
     return cls if known else dataset(config, "train")
 
@@ -123,9 +133,9 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
         _typed(config[name], hint, name)
     for group in _ALLOWED:
         if group in config and config[group]:
-            cls = _target(config, group)
+            cls = target(config, group)
             _bind(cls, _values(config, group), group, partial=True)
-    the_task, model_cls = task(config), _target(config, "model")
+    the_task, model_cls = task(config), target(config, "model")
     names = {group: f"{group}={chosen.get(group, '?')}" for group in _ALLOWED}
     if isinstance(model_cls, type) and not issubclass(model_cls, the_task.model):
         raise UserError(
@@ -141,7 +151,9 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
             advice="leave it out, or take model=classifier",
         )
     if takes_backbone and not config.backbone:
-        raise UserError(f"{names['model']} needs a backbone", field="backbone", advice="backbone=resnet18")
+        raise UserError(
+            f"{names['model']} needs a backbone", field="backbone", advice="backbone=resnet18"
+        )
     for make in (schedule, optimizer):  # their own checks of their numbers
         make(config)
     monitor = trainer(config).monitor
@@ -163,8 +175,8 @@ def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: An
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    target, values = _target(config, group), _values(config, group)
-    accepted = inspect.signature(target).parameters
+    found, values = target(config, group), _values(config, group)
+    accepted = inspect.signature(found).parameters
     parts = {name: part for name, part in parts.items() if name in accepted}
     for name in parts.keys() & values.keys():
         raise UserError(
@@ -172,7 +184,7 @@ def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: An
             field=f"{group}.{name}",
             advice="leave it out",
         )
-    values = _bind(target, values, group, partial=partial, given=parts)
+    values = _bind(found, values, group, partial=partial, given=parts)
     node = {"_target_": config[group]["_target_"], **(values if partial else {})}
     try:
         # Hydra would turn tuples into lists; it names the class, Python passes the values.
@@ -193,8 +205,8 @@ def _explain(error: BaseException, group: str) -> BaseException:
     return error
 
 
-def _target(config: DictConfig, group: str) -> Any:
-    """What a node's ``_target_`` resolves to, if that may be named there."""
+def target(config: DictConfig, group: str) -> Any:
+    """The class or function that ``config[group]`` names: what a node's ``_target_`` resolves to, if that may be named there."""
     name = str(config[group].get("_target_", ""))
     prefixes, kind = _ALLOWED[group]
     trusted = tuple(config.get("trust", ()))
@@ -313,4 +325,3 @@ def _words(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list, each {_words(inner[0])}"
     return getattr(hint, "__name__", str(hint))
-

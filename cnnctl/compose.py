@@ -127,7 +127,9 @@ def _compose(primary: str, overrides: list[str], config_dir: str | None) -> Dict
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else None
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"not valid YAML: {problem}", file=mark and mark.name, record=where) from None
+        raise UserError(
+            f"not valid YAML: {problem}", file=mark and mark.name, record=where
+        ) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, primary, overrides) from None
 

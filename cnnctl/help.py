@@ -15,7 +15,9 @@ EXAMPLES = {
         "cnnctl eval",
         "cnnctl eval checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 split=val",
     ],
-    "predict": ["cnnctl predict checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 input=photos/"],
+    "predict": [
+        "cnnctl predict checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 input=photos/"
+    ],
     "info": ["cnnctl info model=resnet20 data=cifar10"],
     "data": ["cnnctl data list", "cnnctl data show data=mnist", "cnnctl data check data=cifar10"],
 }
@@ -49,7 +51,11 @@ def command(name: str, summary: str, primary: str) -> str:
             lines += _columns(options, indent=4)
     lines += ["", "keys:", *_columns(_keys(conf / f"{primary}.yaml"))]
     if name == "train":
-        lines += ["", "trainer keys:", *_columns(_keys(conf / "trainer" / "default.yaml", "trainer."))]
+        lines += [
+            "",
+            "trainer keys:",
+            *_columns(_keys(conf / "trainer" / "default.yaml", "trainer.")),
+        ]
     lines += ["", "flags:", *_columns(FLAGS)]
     return "\n".join(lines)
 

@@ -51,7 +51,7 @@ def run(config: DictConfig, action: str) -> int:
 
 
 def _class(config: DictConfig) -> type[Dataset]:
-    return build._target(config, "data")
+    return build.target(config, "data")
 
 
 def all_splits(config: DictConfig) -> dict[str, Dataset]:

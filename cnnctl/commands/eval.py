@@ -33,7 +33,9 @@ class Scores:
 def run(settings: DictConfig, overrides: list[str]) -> int:
     """The command; ``overrides`` change the checkpoint's own configuration."""
     if settings.split not in ("train", "val", "test"):
-        raise UserError(f'there is no split "{settings.split}"', field="split", advice="val or test")
+        raise UserError(
+            f'there is no split "{settings.split}"', field="split", advice="val or test"
+        )
     console = Console()
     if settings.checkpoint is None:
         path = checkpoint.find(newest(Path(settings.outputs)))

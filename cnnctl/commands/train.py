@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build, compose
 from cnnctl.commands.eval import score, write_scores
-from cnnctl.data.base import Dataset, data_root
+from cnnctl.data.base import Dataset, NoSplit, data_root
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.console import Console
@@ -179,8 +179,10 @@ def _work(request: Request) -> int:
 
 def _validation(config: DictConfig) -> Dataset | None:
     """The val split, None where the data has none."""
-    val = build.dataset(config, "val")
-    return val if len(val) else None
+    try:
+        return build.dataset(config, "val")
+    except NoSplit:
+        return None
 
 
 def _last(path: Path) -> tuple[State, Path, str | None]:
@@ -313,8 +315,14 @@ def _header(
     rows = [
         ("task", f"{chosen['task']}, best by {loop.monitor}"),
         ("model", f"{chosen['model']}, {parameters:,} parameters"),
-        ("data", f"{chosen['data']}, {len(train.classes)} classes, train {len(train):,}, val {val:,}"),
-        ("", f"looked for in {data_root(config.data.get('root'))}" if "root" in config.data else ""),
+        (
+            "data",
+            f"{chosen['data']}, {len(train.classes)} classes, train {len(train):,}, val {val:,}",
+        ),
+        (
+            "",
+            f"looked for in {data_root(config.data.get('root'))}" if "root" in config.data else "",
+        ),
         ("input", f"{train.channels} x {height} x {width}, augmentation {chosen['augmentation']}"),
         ("optimizer", f"{chosen['optimizer']} {_inline(optimizer)}, schedule {chosen['schedule']}"),
         ("steps", f"{total:,} ({per_epoch:,} an epoch) of {loop.trainer.batch_size} images"),
@@ -322,8 +330,9 @@ def _header(
         ("run", str(directory)),
     ]
     console.facts([row for row in rows if row[1]])
-    if train.skipped:
-        console.say(f"skipped {train.skipped} broken samples")
+    for split, loader in (("train", loop.train), ("val", loop.val)):
+        for remark in loader.dataset.remarks() if loader else ():
+            console.say(f"{split}: {remark}")
     for line in request.changed:
         console.say(f"changed since the run started: {line}")
     if request.resumed is not None and loop.resumed is not None:
@@ -344,12 +353,16 @@ def _finish(
     rows: list[tuple[str, str]] = []
     scores: dict[str, Any] = {}
     if loop.trainer.test:
-        result = score(config, state, "test", loop.machine, loop.processes, console)
-        scores = result.metrics
-        rows += [(f"test {name}", show(name, value)) for name, value in scores.items()]
-        rows += [(f"test {name}", text) for name, text in result.table]
-        if loop.processes.first:
-            write_scores(directory, "test", result)
+        try:
+            result = score(config, state, "test", loop.machine, loop.processes, console)
+        except NoSplit:
+            console.say("the data has no test split: nothing is scored on one")
+        else:
+            scores = result.metrics
+            rows += [(f"test {name}", show(name, value)) for name, value in scores.items()]
+            rows += [(f"test {name}", text) for name, text in result.table]
+            if loop.processes.first:
+                write_scores(directory, "test", result)
     progress = loop.progress
     if progress.best is not None:
         best = show(loop.monitor, progress.best)
@@ -371,7 +384,9 @@ def _finish(
     checkpoint.write_whole(directory / "summary.json", json.dumps(summary, indent=1).encode())
     if loop.journal.board is not None:
         flat = {n: v for n, v in compose.flat(request.config) if v is not None and n[-1] != "_"}
-        loop.journal.board.hparams({**request.chosen, **flat}, {"best": progress.best or 0.0, **scores})
+        loop.journal.board.hparams(
+            {**request.chosen, **flat}, {"best": progress.best or 0.0, **scores}
+        )
     console.table("summary", ("", "value"), rows)
     console.say(f"run: {directory}")
 

@@ -127,7 +127,9 @@ class ResidentLoader:
     def _take(self, index: Tensor) -> Batch:
         size = (self.pixels.shape[2], self.pixels.shape[3])
         original = self.dataset.size or size
-        images = Images(self.pixels.index_select(0, index), [size] * len(index), [original] * len(index))
+        images = Images(
+            self.pixels.index_select(0, index), [size] * len(index), [original] * len(index)
+        )
         return Batch(images, Targets(image_id=index, label=self.labels[index]))
 
 
@@ -152,7 +154,9 @@ class StreamingLoader:
         self.normalize = Normalize(dataset, device)
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
-        steps = _StepSampler(len(self.dataset), batch_size, self.seed, stage, start, stop, self.share)
+        steps = _StepSampler(
+            len(self.dataset), batch_size, self.seed, stage, start, stop, self.share
+        )
         samples = _Samples(self.dataset, self.augmentation, self.seed)
         for epoch, batch in self._load(samples, steps):
             draw = Draw(self.seed, epoch, batch.targets.image_id)
@@ -236,7 +240,14 @@ class _StepSampler:
     """The (epoch, index) pairs of each step, so that the data set needs to know no epoch."""
 
     def __init__(
-        self, samples: int, batch_size: int, seed: int, stage: int, start: int, stop: int, share: Share
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        stage: int,
+        start: int,
+        stop: int,
+        share: Share,
     ) -> None:
         self.order = _Order(samples, batch_size, seed, stage)
         self.start, self.stop, self.share = start, stop, share

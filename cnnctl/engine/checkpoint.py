@@ -32,6 +32,9 @@ import torch
 from cnnctl.errors import Exit, UserError
 
 FORMAT = 1
+FRESH = ".fresh.pt"  # a checkpoint that is whole and has no name yet
+MOVING = ("last.pt", "previous.pt", "best.pt")  # names that pass from file to file
+HOLDS = ("format", "config", "choices", "classes", "mean", "std", "model", "ema", "progress")
 State = dict[str, Any]
 
 
@@ -72,8 +75,15 @@ class Checkpoints:
     def __init__(self, directory: Path, *, clean: bool = True) -> None:
         """``clean`` removes what a kill left half-written; the caller then holds the lock."""
         self.directory = directory
-        for stale in directory.glob(".*.tmp") if clean else ():
-            stale.unlink(missing_ok=True)
+        self._digests: dict[str, str] = {}  # of the files that are there, by name
+        if clean:
+            for stale in [*directory.glob(".*.tmp"), directory / FRESH]:
+                stale.unlink(missing_ok=True)
+            self._digests = {
+                name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
+                for name in MOVING
+                if (directory / name).is_file()
+            }
 
     def save(self, state: State, *, metric: float | None, best: bool, keep: bool) -> None:
         """Make ``state`` the new last.pt; also best.pt, and step-N.pt to keep it for good."""
@@ -83,20 +93,26 @@ class Checkpoints:
         digest = hashlib.sha256(data).hexdigest()
         step = state["progress"]["total_steps"]
         names = ["last.pt", *["best.pt"] * best, *[f"step-{step}.pt"] * keep]
-        fresh = self.directory / ".fresh.pt"
-        write_whole(fresh, data)
-        entry = {"step": step, "metric": metric, "bytes": len(data), "names": names}
-        self._add_to_manifest(digest, entry)
+        fresh = self.directory / FRESH
         last, previous = self.directory / "last.pt", self.directory / "previous.pt"
         try:
+            write_whole(fresh, data)
+            entry = {"step": step, "metric": metric, "bytes": len(data), "names": names}
+            self._add_to_manifest(digest, entry)
             for name in names[1:]:
                 _link(fresh, self.directory / name)
+                self._digests[name] = digest
             if last.exists():
                 os.replace(last, previous)
+                self._digests["previous.pt"] = self._digests.pop("last.pt", "")
             os.replace(fresh, last)
+            self._digests["last.pt"] = digest
             _sync_directory(self.directory)
         except OSError as error:
             raise disk_error(error, last) from error
+        finally:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)  # there only after a failure: give the space back
 
     def load_last(self) -> tuple[State, Path, str | None]:
         """The newest whole checkpoint, its path, and what was wrong with a newer one.
@@ -125,17 +141,18 @@ class Checkpoints:
     def _add_to_manifest(self, digest: str, entry: dict[str, Any]) -> None:
         """Add a file that is about to be renamed, and take its names from those that had them.
 
-        A digest without a name stays for one more save: after a kill between the manifest and the
-        renames, the file that is still called last.pt is such a one.
+        What is on the disk stays in, name or no name: a kill between the manifest and the renames
+        leaves an older file under a name that the manifest has already given away.
         """
         entries = {}
+        last = self._digests.get("last.pt")
         for other, held in read_manifest(self.directory).items():
-            if not held["names"]:
-                continue
-            was_last = "last.pt" in held["names"]
-            names = [name for name in held["names"] if name not in {"previous.pt", *entry["names"]}]
-            entries[other] = {**held, "names": ["previous.pt"] * was_last + names}
-        entries[digest] = entry
+            names = [name for name in held["names"] if name not in (*MOVING[:2], *entry["names"])]
+            names = ["previous.pt"] * (other == last) + names
+            if names or other in self._digests.values():
+                entries[other] = {**held, "names": names}
+        again = entries.get(digest, {"names": []})["names"]  # the very same bytes once more
+        entries[digest] = {**entry, "names": [*entry["names"], *again]}
         text = json.dumps({"format": FORMAT, "checkpoints": entries}, indent=1)
         write_whole(self.directory / "manifest.json", text.encode())
 
@@ -162,7 +179,9 @@ def find(where: str | Path) -> Path:
         if (path / name).is_file():
             return path / name
     problem = "there is no checkpoint in this directory" if path.is_dir() else "does not exist"
-    raise UserError(problem, file=path, advice="name a run directory or a .pt file", code=Exit.CHECKPOINT)
+    raise UserError(
+        problem, file=path, advice="name a run directory or a .pt file", code=Exit.CHECKPOINT
+    )
 
 
 def read(path: Path) -> State:
@@ -173,13 +192,15 @@ def read(path: Path) -> State:
     """
     state = read_tensors(path)
     if not isinstance(state, dict) or "format" not in state or "config" not in state:
-        raise bad(path, "is not a cnnctl checkpoint", "weights alone are read by init_from=")
+        raise bad(path, "is not a cnnctl checkpoint", "name a .pt file that cnnctl train wrote")
     if state["format"] != FORMAT:
         raise bad(
             path,
             f"is of format {state['format']}, this version reads format {FORMAT}",
             "use the version of cnnctl that wrote it",
         )
+    if missing := [name for name in HOLDS if name not in state]:
+        raise bad(path, f"is not a cnnctl checkpoint: it has no {missing[0]}")
     return state
 
 
@@ -194,6 +215,8 @@ def read_tensors(path: Path) -> Any:
         raise bad(path, "is damaged: its SHA-256 is not the one in manifest.json")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(item.file_size for item in archive.infolist()) > len(data):
+                raise bad(path, "is not a checkpoint: it is compressed")  # torch stores; a bomb?
             damaged = archive.testzip()  # torch itself does not look at these checksums
         if damaged:
             raise bad(path, f"is damaged: {damaged} does not match its checksum")
@@ -201,8 +224,10 @@ def read_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise bad(path, f"holds more than tensors and is not opened: {reason}") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).split("\n")[0]
+    except UserError:
+        raise
+    except Exception as error:  # what a harmful or harmed pickle raises has no one type
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise bad(path, f"is damaged or not a checkpoint: {reason}") from None
 
 
@@ -211,8 +236,7 @@ def bad(path: Path, problem: str, advice: str | None = None) -> UserError:
 
 
 def _is_ours(path: Path) -> bool:
-    names = ("last.pt", "previous.pt", "best.pt")
-    return path.name in names or path.name.startswith("step-")
+    return path.name in MOVING or path.name.startswith("step-")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -79,7 +79,13 @@ class Bar:
     def __init__(
         self, console: Console, bars: Progress | None, name: str, total: int, done: int
     ) -> None:
-        self._console, self._bars, self.name, self.total, self.done = console, bars, name, total, done
+        self._console, self._bars, self.name, self.total, self.done = (
+            console,
+            bars,
+            name,
+            total,
+            done,
+        )
         self._said = time.monotonic()
         self._id = bars.add_task(name, total=total, completed=done, note="") if bars else None
 

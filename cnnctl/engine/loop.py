@@ -279,7 +279,8 @@ class Loop:
                     self.machine,
                     self.processes,
                     self.journal.watch(
-                        len(self.val.dataset), self.stop if self.processes.world == 1 else StopFlag()
+                        len(self.val.dataset),
+                        self.stop if self.processes.world == 1 else StopFlag(),
                     ),
                 )
             except Stopped:
@@ -344,4 +345,8 @@ def weights(state: State) -> dict[str, Tensor]:
     if state["ema"] is None:
         return state["model"]
     prefix = "module."
-    return {name[len(prefix) :]: value for name, value in state["ema"].items() if name.startswith(prefix)}
+    return {
+        name[len(prefix) :]: value
+        for name, value in state["ema"].items()
+        if name.startswith(prefix)
+    }

@@ -137,7 +137,9 @@ def main() -> None:
     print(f"{arguments.model}, {arguments.images} images, {machine.describe()}")
     for name, values in times.items():
         speed = arguments.images / medians[name]
-        print(f"{name:8} {medians[name]:.3f} s (of {sorted(round(v, 3) for v in values)}) {speed:,.0f} images/s")
+        print(
+            f"{name:8} {medians[name]:.3f} s (of {sorted(round(v, 3) for v in values)}) {speed:,.0f} images/s"
+        )
     print(f"ratio    {medians['cnnctl'] / medians['by hand']:.3f}")
 
 
