@@ -23,10 +23,10 @@ class MetricsFile:
 
     def __init__(self, path: Path, length: int) -> None:
         self.path = path
-        self._file: Any = None
-        with contextlib.suppress(FileNotFoundError):
-            os.truncate(path, length)
-        self._file = _guarded("metrics.jsonl", lambda: path.open("ab"))
+        with contextlib.suppress(OSError):
+            os.truncate(path, min(length, path.stat().st_size))
+        self._file: Any = _guarded("metrics.jsonl", lambda: path.open("ab"))
+        self._length = self._file.tell() if self._file is not None else 0  # what is whole
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
@@ -35,16 +35,20 @@ class MetricsFile:
                 self._file = None
 
     def sync(self) -> int:
-        """Bring the file to the disk and return its length, for the checkpoint."""
+        """Bring the file to the disk and return the length of what is there, for the checkpoint."""
         if self._file is None:
-            return self.path.stat().st_size if self.path.exists() else 0
+            return self._length
 
-        def flush() -> int:
+        def flush() -> tuple[int]:
             self._file.flush()
             os.fsync(self._file.fileno())
-            return self._file.tell()
+            return (self._file.tell(),)
 
-        return _guarded("metrics.jsonl", flush) or 0
+        if (length := _guarded("metrics.jsonl", flush)) is None:
+            self._file = None
+        else:
+            (self._length,) = length
+        return self._length
 
 
 class Board:

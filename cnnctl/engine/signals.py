@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
+
+SAME_REQUEST = 1.0  # seconds: a launcher hands on the Ctrl-C that its processes get as well
 
 
 class Stopped(Exception):
@@ -15,19 +18,21 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Set by SIGINT, SIGTERM or SIGHUP. A second SIGINT interrupts at once, without saving."""
+    """Set by SIGINT, SIGTERM or SIGHUP. A later SIGINT interrupts at once, without saving."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._since = 0.0
 
     def install(self) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None and signum == signal.SIGINT:
+        if self.signum is None:
+            self.signum, self._since = signum, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self._since > SAME_REQUEST:
             raise KeyboardInterrupt
-        self.signum = signum
 
     def __bool__(self) -> bool:
         return self.signum is not None
