@@ -40,14 +40,18 @@ class Share:
 class Loader(Protocol):
     """Batches of one split on the device, pixels normalised."""
 
-    dataset: Dataset
+    @property
+    def dataset(self) -> Dataset: ...
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
         """This process's share of the augmented batches of steps start..stop-1."""
         ...
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
-        """(number, batch) of the split in order, not augmented: every world-th of them."""
+    def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
+        """(number, batch) of the split in order, not augmented: every world-th of them.
+
+        ``share`` is another one than this process's: ``Share()`` gives all of them.
+        """
         ...
 
 
@@ -116,10 +120,11 @@ class ResidentLoader:
             images.pixels = self.normalize(images.pixels)
             yield Batch(images, targets)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
+    def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
+        share = share or self.share
         everything = torch.arange(len(self.dataset), device=self.pixels.device)
         for number, index in enumerate(everything.split(batch_size)):
-            if number % self.share.world == self.share.rank:
+            if number % share.world == share.rank:
                 batch = self._take(index)
                 batch.images.pixels = self.normalize(batch.images.pixels)
                 yield number, batch
@@ -164,9 +169,10 @@ class StreamingLoader:
             images.pixels = self.normalize(images.pixels)
             yield Batch(images, targets)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[int, Batch]]:
+    def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
+        share = share or self.share
         batches = torch.arange(len(self.dataset)).split(batch_size)
-        own = list(range(self.share.rank, len(batches), self.share.world))
+        own = list(range(share.rank, len(batches), share.world))
         samples = _Samples(self.dataset, self.augmentation, None)
         wanted = [[(-1, index) for index in batches[number].tolist()] for number in own]
         for number, (_, batch) in zip(own, self._load(samples, wanted), strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class MetricsFile:
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
-            line = json.dumps(record) + "\n"
+            line = json.dumps(_plain(record), allow_nan=False) + "\n"
             if _guarded("metrics.jsonl", lambda: self._file.write(line.encode())) is None:
                 self._file = None
 
@@ -91,6 +92,14 @@ def _writer(directory: Path, step: int) -> Any:
 
     # purge_step hides what a killed run had logged beyond its checkpoint: no doubled steps.
     return SummaryWriter(str(directory), purge_step=step or None)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
 
 
 def _guarded(what: str, action: Callable[[], Any]) -> Any:

@@ -17,14 +17,14 @@ from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cnnctl.data.loaders import Loader
+from cnnctl.data.loaders import Loader, Share
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import evaluate
 from cnnctl.engine.journal import Journal
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.schedules import Schedule
-from cnnctl.engine.signals import Stopped, StopFlag
+from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer, parameter_groups
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import FitStage, GradientStage, Losses, Model
@@ -112,7 +112,7 @@ class Loop:
         for index in range(self.progress.stage, len(stages)):
             if index != self.progress.stage:
                 self.progress.stage, self.progress.step = index, 0
-                self.progress.stopped_early = False
+                self.progress.stopped_early, self.progress.stale = False, 0
             stage = stages[index]
             if isinstance(stage, FitStage):
                 self._fit_stage(stage)
@@ -132,19 +132,27 @@ class Loop:
             self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        self.progress.pending = state["pending"][self.processes.rank]
+        patience = self.trainer.patience  # a resumed run may have another one
+        self.progress.stopped_early = patience is not None and self.progress.stale >= patience
 
     def _fit_stage(self, stage: FitStage) -> None:
-        """Has no position: interrupted, it starts anew."""
-        if self.progress.step:
-            return
-        self.model.eval()
-        batches = (batch for _, batch in self.train.in_order(self.trainer.eval_batch_size))
-        with torch.no_grad():
-            stage.fit(batches)
-        self.progress.step += 1
-        self.progress.total_steps += 1
-        self.opt = None
-        self._evaluate_and_save(stage.evaluate)
+        """Has no position: interrupted, it starts anew. Every process fits on all of the data."""
+        progress = self.progress
+        self.opt, self.resumed = None, None
+        with self.journal.stage(stage.name, 1, 1, progress.step):
+            if not progress.step:
+                self.model.eval()
+                loaded = self.train.in_order(self.trainer.eval_batch_size, Share())
+                with torch.no_grad():
+                    stage.fit(batch for _, batch in loaded)
+                if self.ema is not None:  # what was solved for belongs to these very weights
+                    self.ema.module.load_state_dict(self.model.state_dict())
+                progress.step, progress.owed = 1, True
+                progress.total_steps += 1
+                self.journal.stepped(1, 0)
+            if progress.owed:
+                self._evaluate_and_save(stage.evaluate)
 
     def _gradient_stage(self, stage: GradientStage) -> None:
         progress, trainer = self.progress, self.trainer
@@ -170,18 +178,7 @@ class Loop:
                 self._evaluate_and_save(stage.evaluate)
             for batch in batches if not progress.stopped_early else ():
                 self._step(step_module, stage, batch, parameters)
-                last = progress.step == self.total
-                evaluating = last or progress.step % interval == 0
-                if evaluating or progress.step % trainer.log_every == 0:
-                    self._log()
-                asked = self._asked_to_stop()
-                if evaluating and not asked:
-                    self._evaluate_and_save(stage.evaluate)
-                elif asked or self._due(trainer.save_every) or self._due(trainer.keep_every):
-                    progress.owed = evaluating
-                    self._save(None, best=False)
-                if asked:
-                    raise Stopped(asked)
+                self._after_step(stage, progress.step % interval == 0)
                 if progress.stopped_early:
                     break
 
@@ -229,6 +226,21 @@ class Loop:
         if self.machine.device.type == "cuda":
             torch.cuda.manual_seed(value)
 
+    def _after_step(self, stage: GradientStage, evaluating: bool) -> None:
+        """Log, evaluate, save and stop, each where it is due."""
+        progress, trainer = self.progress, self.trainer
+        evaluating = evaluating or progress.step == self.total
+        if evaluating or progress.step % trainer.log_every == 0:
+            self._log()
+        asked = self._asked_to_stop()
+        if evaluating and not asked:
+            self._evaluate_and_save(stage.evaluate)
+        elif asked or self._due(trainer.save_every) or self._due(trainer.keep_every):
+            progress.owed = evaluating
+            self._save(None, best=False)
+        if asked:
+            raise Stopped(asked)
+
     def _settle(self) -> None:
         """Bring the losses of the last steps to the host and look at them.
 
@@ -241,15 +253,22 @@ class Loop:
             wrong = [name for name, loss in pending[index].items() if not math.isfinite(loss)]
             if wrong:
                 # On a GPU the losses arrive later than the steps they belong to.
-                ahead = len(pending) - 1 - index
-                self._diverged(wrong[0], pending[index][wrong[0]], ahead)
+                on_cpu = self.machine.device.type == "cpu"
+                step = self.progress.total_steps + on_cpu - (len(pending) - 1 - index)
+                value = pending[index][wrong[0]]
+                self._diverged(f"the loss is not finite: {wrong[0]} is {value}", step)
 
-    def _diverged(self, name: str, value: float, ahead: int) -> None:
-        on_cpu = self.machine.device.type == "cpu"
-        step = self.progress.total_steps + on_cpu - ahead
+    def _require_finite_weights(self) -> None:
+        """A step with a finite loss may leave weights that no checkpoint should be replaced by."""
+        parameters = dict(self.model.named_parameters())
+        finite = [parameter.isfinite().all() for parameter in parameters.values()]
+        if finite and not torch.stack(finite).all():
+            name = next(n for n, fine in zip(parameters, finite, strict=True) if not fine)
+            self._diverged(f"a weight is not finite: one of {name}", self.progress.total_steps)
+
+    def _diverged(self, problem: str, step: int) -> None:
         raise UserError(
-            f"the loss is not finite: {name} is {value} at step {step},"
-            f" learning rate {self.rate:.3g}",
+            f"{problem} at step {step}, learning rate {self.rate:.3g}",
             advice=f"lower optimizer.lr (try {self.rates[0] / 10:.2g}), add schedule.warmup=1 or"
             " trainer.clip=1, or look for broken images with cnnctl data check;"
             " the last good checkpoint is kept",
@@ -324,6 +343,8 @@ class Loop:
 
     def _save(self, metric: float | None, *, best: bool) -> None:
         self._settle()
+        self._require_finite_weights()
+        pending = self.processes.gather(self.progress.pending)
         if self.checkpoints is None:
             return
         self.progress.metrics_bytes = self.journal.sync()
@@ -333,7 +354,8 @@ class Loop:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": None if self.opt is None else self.opt.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": asdict(self.progress),
+            "progress": {**asdict(self.progress), "pending": []},
+            "pending": pending,  # of every process
         }
         self.checkpoints.save(
             state, metric=metric, best=best, keep=self._due(self.trainer.keep_every)

@@ -34,5 +34,12 @@ class StopFlag:
         elif signum == signal.SIGINT and time.monotonic() - self._since > SAME_REQUEST:
             raise KeyboardInterrupt
 
+    def wait(self, seconds: float) -> bool:
+        """Whether a signal came, at the latest after ``seconds``."""
+        until = time.monotonic() + seconds
+        while self.signum is None and time.monotonic() < until:
+            time.sleep(0.05)
+        return self.signum is not None
+
     def __bool__(self) -> bool:
         return self.signum is not None

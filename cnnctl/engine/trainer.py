@@ -83,6 +83,12 @@ class Trainer:
 
     def machine(self, processes: Processes) -> Machine:
         """Choose device and precision, and fix the threads of this process."""
+        if self.batch_size % (self.accumulate * processes.world):  # under torchrun
+            raise UserError(
+                f"{self.batch_size} does not divide into {processes.world} processes"
+                f" times {self.accumulate} accumulated parts",
+                field="trainer.batch_size",
+            )
         set_threads(self.threads, max(self.devices, processes.world))
         set_deterministic(self.deterministic)
         device = choose_device(self.device, processes.local_rank)
