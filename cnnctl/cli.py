@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Two threads that spin while they wait are slower than one beside a busy neighbour.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    debug = "--traceback" in arguments
+    sys.exit(run(lambda: _main(arguments), debug="--traceback" in arguments))
+
+
+def run(action: Callable[[], int], *, debug: bool = False) -> int:
+    """The exit code of ``action``; a failure is reported and becomes one."""
     try:
-        code = _main(arguments)
+        code = action()
     except UserError as error:
         report(error)
         if debug:
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception:
         code = _bug()
     sys.stdout.flush()
-    sys.exit(int(code))
+    return int(code)
 
 
 def report(error: UserError) -> None:

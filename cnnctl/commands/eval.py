@@ -17,7 +17,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import evaluate
 from cnnctl.engine.journal import show
 from cnnctl.engine.loop import weights
-from cnnctl.engine.machine import Machine, out_of_memory_explained
+from cnnctl.engine.machine import Machine, cores, out_of_memory_explained
 from cnnctl.engine.run import newest
 from cnnctl.errors import Exit, UserError
 
@@ -71,6 +71,8 @@ def rebuild(
     config, regrouped = compose.override({**state["config"], "trust": []}, overrides)
     config.trust = settings.trust
     config.trainer.devices = 1
+    if config.trainer.threads is None:  # as many as in training: another count, other last digits
+        config.trainer.threads = min(state["versions"]["threads"], cores())
     try:
         build.check(config, {**state["choices"], **regrouped})
     except UserError as error:

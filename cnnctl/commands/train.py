@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -25,9 +25,12 @@ from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.loop import Loop, weights
 from cnnctl.engine.machine import Machine, out_of_memory_explained
 from cnnctl.engine.run import RunDirectory
-from cnnctl.engine.signals import Stopped, StopFlag
+from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import Model
 from cnnctl.randomness import key
+
+PEERS_REPORT = 2.0  # seconds that another process has to say what is wrong with all of them
 
 # What a resumed run may change: nothing that changes a bit of the result up to its old end.
 RESUMABLE = (
@@ -68,6 +71,8 @@ def resume(settings: DictConfig, overrides: list[str]) -> int:
     directory = path if path.is_dir() else path.parent
     if not path.exists():
         raise UserError("does not exist", file=path, field="resume", code=Exit.CHECKPOINT)
+    if directory.joinpath("lock").exists() and os.environ.get("RANK", "0") == "0":
+        RunDirectory.reopen(directory).release()  # first of all: is it running?
     state, _, _ = _last(path)
     config, regrouped = compose.override(state["config"], overrides)
     plain = OmegaConf.to_container(config, resolve=True)
@@ -76,7 +81,8 @@ def resume(settings: DictConfig, overrides: list[str]) -> int:
     refused = [line for name, line in changed.items() if name not in RESUMABLE]
     if regrouped or refused:
         raise UserError(
-            f"a resumed run continues as it was; this would change {'; '.join(refused) or regrouped}",
+            "a resumed run continues as it was; this would change "
+            f"{'; '.join(refused) or ', '.join(regrouped)}",
             field="resume",
             advice="leave that out, or start a new run from the weights with init_from=",
             code=Exit.CHECKPOINT,
@@ -92,27 +98,33 @@ def run(request: Request) -> int:
     build.check(config, request.chosen)
     devices = config.trainer.devices
     if devices > 1 and not distributed.under_torchrun():
-        distributed.launch(devices, _worker, request)
-        return Exit.DONE
-    return _work(request)
+        return distributed.launch(devices, _worker, request)
+    return _work(request, StopFlag())
 
 
 def _worker(request: Request) -> None:
-    """What each process of ``distributed.launch`` runs."""
-    from cnnctl.cli import report
+    """What each process of ``distributed.launch`` runs: only the one at fault says so."""
+    from cnnctl import cli
 
-    try:
-        code = _work(request)
-    except UserError as error:
-        report(error)
-        code = error.code
-    sys.exit(int(code))
+    stop = StopFlag()
+
+    def work() -> int:
+        try:
+            return _work(request, stop)
+        except UserError as error:
+            lost = isinstance(error, distributed.LostPeer)
+            # The launcher ends the others once one has failed.
+            if (lost or os.environ["RANK"] != "0") and stop.wait(PEERS_REPORT * (1 + 9 * lost)):
+                return error.code
+            raise
+
+    sys.exit(cli.run(work))
 
 
-def _work(request: Request) -> int:
+@distributed.lost_peers_explained()
+def _work(request: Request, stop: StopFlag) -> int:
     started = time.monotonic()
     config = OmegaConf.create(request.config, flags={"struct": True})
-    stop = StopFlag()
     stop.install()
     processes = distributed.join(config.trainer.device)
     console = Console(quiet=not processes.first)
@@ -131,14 +143,17 @@ def _work(request: Request) -> int:
         _initialise(model, config.init_from, console)
     machine.place(model)
     if trainer.sync_batchnorm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
     if trainer.compile:
         model.compile()
     run_directory, directory = _claim(request, processes)
     os.environ["CNNCTL_RUN"] = str(directory)
-    if state is not None and (directory / "summary.json").exists() and not request.changed:
+    summary = directory / "summary.json"
+    if processes.from_first(summary.exists()) and not request.changed:
         console.say(f"already complete: {directory}")
-        return Exit.DONE
+        return _leave(run_directory)
+    if processes.first:
+        summary.unlink(missing_ok=True)  # a run that goes on is not complete
     journal = _journal(config, processes, console, directory, state, task, train)
     loop = Loop(
         trainer=trainer,
@@ -171,9 +186,14 @@ def _work(request: Request) -> int:
     finally:
         if journal.board is not None:
             journal.board.close()
-        distributed.leave()
-        if run_directory is not None:
-            run_directory.release()
+        _leave(run_directory)
+    return Exit.DONE
+
+
+def _leave(run_directory: RunDirectory | None) -> int:
+    distributed.leave()
+    if run_directory is not None:
+        run_directory.release()
     return Exit.DONE
 
 
@@ -348,7 +368,7 @@ def _finish(
 ) -> None:
     """Score best.pt on the test split and write what a run comes to."""
     config = OmegaConf.create(request.config, flags={"struct": True})
-    state = checkpoint.read(directory / "best.pt") if loop.processes.first else None
+    state = checkpoint.read(checkpoint.find(directory)) if loop.processes.first else None
     state = loop.processes.from_first(state)
     rows: list[tuple[str, str]] = []
     scores: dict[str, Any] = {}

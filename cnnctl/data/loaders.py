@@ -43,6 +43,9 @@ class Loader(Protocol):
     @property
     def dataset(self) -> Dataset: ...
 
+    @property
+    def augmentation(self) -> Augmentation: ...
+
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
         """This process's share of the augmented batches of steps start..stop-1."""
         ...

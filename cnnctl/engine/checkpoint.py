@@ -34,7 +34,7 @@ from cnnctl.errors import Exit, UserError
 FORMAT = 1
 FRESH = ".fresh.pt"  # a checkpoint that is whole and has no name yet
 MOVING = ("last.pt", "previous.pt", "best.pt")  # names that pass from file to file
-HOLDS = ("format", "config", "choices", "classes", "mean", "std", "model", "ema", "progress")
+HOLDS = ("config", "choices", "classes", "mean", "std", "versions", "model", "ema", "progress")
 State = dict[str, Any]
 
 

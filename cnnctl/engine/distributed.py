@@ -6,8 +6,10 @@ one process every function here is the identity.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from cnnctl.errors import Exit, UserError
+
+GRACE = 300  # seconds that processes have to finish their step and save, once asked to stop
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,42 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def launch(count: int, entry: Callable[..., None], *arguments: Any) -> None:
+class LostPeer(UserError):
+    """Another process of the run is gone; it has said why itself, if anything could be said."""
+
+
+@contextlib.contextmanager
+def lost_peers_explained() -> Iterator[None]:
+    """Turn a collective call that failed because another process ended into a ``LostPeer``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise LostPeer(
+            "another process of this run has ended",
+            advice="its own message says why; resume once that is mended",
+            code=Exit.MACHINE,
+        ) from error
+
+
+def launch(count: int, entry: Callable[..., None], *arguments: Any) -> int:
     """Run ``entry(*arguments)`` in ``count`` processes on this machine with torchrun's launcher.
 
+    A signal is handed on to them, and they are given time to save.
+
+    Returns:
+        the exit code of the process that failed first (it has said why itself), else 0.
+
     Raises:
-        UserError: a process died; it has said why itself. Its exit code is passed on.
+        UserError: a process was killed.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for noisy in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -94,14 +125,19 @@ def launch(count: int, entry: Callable[..., None], *arguments: Any) -> None:
         max_restarts=0,
         monitor_interval=0.5,
         start_method="spawn",
+        shutdown_timeout=GRACE,
     )
     try:
         elastic_launch(config, entry)(*arguments)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        known = failure.exitcode in set(Exit)
+        if failure.exitcode > 0:
+            return failure.exitcode
         raise UserError(
-            f"process {rank} of {count} ended with exit code {failure.exitcode}",
-            advice="its own message is above",
-            code=Exit(failure.exitcode) if known else Exit.MACHINE,
+            f"process {rank} of {count} was killed by signal {-failure.exitcode}",
+            advice="signal 9 is most often a lack of memory; resume goes on from the last save",
+            code=Exit.MACHINE,
         ) from None
+    return Exit.DONE

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnnctl.engine.console import Bar, Console
 from cnnctl.engine.log import Board, MetricsFile
-from cnnctl.engine.signals import Stopped, StopFlag
+from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.models.base import Model
 from cnnctl.structures import Batch, Predictions
 
@@ -161,7 +161,8 @@ class Journal:
         val = "  ".join(f"{name} {show(name, metrics[name])}" for name in names)
         star = "  *" if best else ""
         self.console.say(
-            f"epoch {epoch:>{width}}/{self.epochs}  {train}val {val}  {self.speed:,.0f} images/s{star}"
+            f"epoch {epoch:>{width}}/{self.epochs}  {train}val {val}"
+            f"  {self.speed:,.0f} images/s{star}"
         )
 
 

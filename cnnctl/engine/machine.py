@@ -142,8 +142,9 @@ def out_of_memory_explained(batch_size: int, size: tuple[int, int]) -> Iterator[
         h, w = size
         raise UserError(
             f"out of memory with {batch_size} images of {h} x {w} in a batch",
-            advice=f"trainer.accumulate=2 keeps the recipe; else trainer.batch_size={max(1, batch_size // 2)}"
-            f", trainer.eval_batch_size={max(1, batch_size // 2)}"
+            advice="trainer.accumulate=2 keeps the recipe; else"
+            f" trainer.batch_size={max(1, batch_size // 2)},"
+            f" trainer.eval_batch_size={max(1, batch_size // 2)}"
             f" or augmentation.size={max(32, min(h, w) // 2)}",
             code=Exit.MACHINE,
         ) from error

@@ -34,9 +34,9 @@ class Trainer:
         ValueError: a number is out of range.
     """
 
-    epochs: int = 60
+    epochs: int = 30
     steps: int | None = None
-    batch_size: int = 128
+    batch_size: int = 64
     accumulate: int = 1
     clip: float | None = None
     ema: float | None = None
