@@ -131,10 +131,10 @@ def _compose(primary: str, overrides: list[str], config_dir: str | None) -> Dict
             f"not valid YAML: {problem}", file=mark and mark.name, record=where
         ) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, primary, overrides) from None
+        raise explain(error, primary, overrides) from None
 
 
-def _explain(error: Exception, primary: str, overrides: list[str]) -> UserError:
+def explain(error: Exception, primary: str, overrides: list[str]) -> UserError:
     """Hydra's error in the user's words, with the nearest name that exists."""
     from hydra.errors import MissingConfigException, OverrideParseException
 

@@ -20,7 +20,7 @@ from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
-from cnnctl.engine.journal import Journal, show
+from cnnctl.engine.journal import Journal, Report, show
 from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.loop import Loop, weights
 from cnnctl.engine.machine import Machine, out_of_memory_explained
@@ -57,6 +57,8 @@ class Request:
     directory: Path
     resumed: Path | None = None  # the run directory to continue
     changed: list[str] = field(default_factory=list)  # keys that a resume changes
+    reserved: bool = False  # the directory was made for this run, by a sweep
+    report: Report | None = None  # told the epoch and the metrics of every evaluation
 
     @classmethod
     def of(cls, config: DictConfig, chosen: dict[str, str], directory: Path) -> Request:
@@ -155,6 +157,7 @@ def _work(request: Request, stop: StopFlag) -> int:
     if processes.first:
         summary.unlink(missing_ok=True)  # a run that goes on is not complete
     journal = _journal(config, processes, console, directory, state, task, train)
+    journal.report = request.report
     loop = Loop(
         trainer=trainer,
         model=model,
@@ -263,7 +266,7 @@ def _claim(request: Request, processes: Processes) -> tuple[RunDirectory | None,
     claimed, result = None, None
     if processes.first:
         try:
-            if request.resumed is not None:
+            if request.resumed is not None or request.reserved:
                 claimed = RunDirectory.reopen(request.directory)
             else:
                 claimed = RunDirectory.claim(request.directory)

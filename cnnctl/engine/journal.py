@@ -22,6 +22,7 @@ DRAW_EVERY = 0.1  # seconds between two updates of a progress bar
 
 BatchPictures = Callable[[Batch], dict[str, Tensor]]
 EvaluationPictures = Callable[[Batch, Predictions, Any, Model], dict[str, Tensor]]
+Report = Callable[[float, dict[str, float]], None]  # (epoch, metrics)
 
 
 class Journal:
@@ -42,6 +43,7 @@ class Journal:
     ) -> None:
         self.console, self.metrics, self.board = console, metrics, board
         self.draw_batch, self.draw_evaluation = draw_batch, draw_evaluation
+        self.report: Report | None = None  # told every evaluation; may raise to end the run
         self.name, self.per_epoch, self.epochs = "", 1, 0
         self._run: Bar | None = None
         self._bar: Bar | None = None
@@ -131,6 +133,8 @@ class Journal:
                 for name, picture in pictures.items():
                     self.board.picture(name, picture, total_steps)
         self._since = time.monotonic()  # evaluation and pictures are not training time
+        if self.report is not None:
+            self.report(self._step / self.per_epoch, metrics)
 
     def first_batch(self, batch: Batch, total_steps: int) -> None:
         if self.board is not None:
