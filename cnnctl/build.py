@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
-import types
-import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn, optim
 
+from cnnctl.binding import bind, typed
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import Dataset
 from cnnctl.engine.schedules import Schedule
@@ -38,18 +36,6 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
     "trainer": (("cnnctl.engine.trainer",), Trainer),
 }
 
-# What a constructor may ask for by name, and a configuration may not set.
-_PARTS = {
-    "in_channels",
-    "num_classes",
-    "size",
-    "backbone",
-    "mirror",
-    "native",
-    "mean",
-    "split",
-    "params",
-}
 _TOP = {"seed": int, "resume": str | None, "init_from": str | None, "outputs": str}
 
 
@@ -130,18 +116,18 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
         UserError: code 2.
     """
     for name, hint in _TOP.items():
-        _typed(config[name], hint, name)
+        typed(config[name], hint, name)
     for group in _ALLOWED:
-        if group in config and config[group]:
+        if config.get(group):
             cls = target(config, group)
-            _bind(cls, _values(config, group), group, partial=True)
+            bind(cls, _values(config, group), group, partial=True)
     the_task, model_cls = task(config), target(config, "model")
     names = {group: f"{group}={chosen.get(group, '?')}" for group in _ALLOWED}
     if isinstance(model_cls, type) and not issubclass(model_cls, the_task.model):
         raise UserError(
             f"{names['model']} does not do {names['task']}",
             field="model",
-            advice=f"cnnctl info lists the models; {names['task']} needs a {the_task.model.__name__}",
+            advice=f"{names['task']} needs a {the_task.model.__name__}; see cnnctl train --help",
         )
     takes_backbone = "backbone" in inspect.signature(model_cls).parameters
     if config.backbone and not takes_backbone:
@@ -184,7 +170,7 @@ def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: An
             field=f"{group}.{name}",
             advice="leave it out",
         )
-    values = _bind(found, values, group, partial=partial, given=parts)
+    values = bind(found, values, group, partial=partial, given=parts)
     node = {"_target_": config[group]["_target_"], **(values if partial else {})}
     try:
         # Hydra would turn tuples into lists; it names the class, Python passes the values.
@@ -206,7 +192,7 @@ def _explain(error: BaseException, group: str) -> BaseException:
 
 
 def target(config: DictConfig, group: str) -> Any:
-    """The class or function that ``config[group]`` names: what a node's ``_target_`` resolves to, if that may be named there."""
+    """The class or function that a node names, if it may be named there."""
     name = str(config[group].get("_target_", ""))
     prefixes, kind = _ALLOWED[group]
     trusted = tuple(config.get("trust", ()))
@@ -230,98 +216,3 @@ def target(config: DictConfig, group: str) -> Any:
     if not (isinstance(makes, type) and issubclass(makes, kind)):
         raise UserError(f'"{name}" is no {kind.__name__}', field=field)
     return found
-
-
-def _bind(
-    target: Any,
-    values: dict[str, Any],
-    group: str,
-    *,
-    partial: bool = False,
-    given: Iterable[str] = (),
-) -> dict[str, Any]:
-    """``values`` with each checked against ``target``'s signature, integers made floats."""
-    parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
-    for name in values:
-        if name not in parameters:
-            known = parameters.keys() - _PARTS
-            raise UserError("unknown key", field=f"{group}.{name}", advice=nearest(name, known))
-    missing = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and name not in values
-        and name not in given
-    ]
-    if missing and not partial:
-        raise UserError("has no value", field=f"{group}.{missing[0]}")
-    return {
-        name: _typed(value, hints.get(name, Any), f"{group}.{name}")
-        for name, value in values.items()
-    }
-
-
-def _typed(value: Any, hint: Any, field: str) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"must be a finite number, not {value}", field=field)
-    fitted = _fit(value, hint)
-    if fitted is _NO:
-        raise UserError(f"must be {_words(hint)}, not {value!r}", field=field)
-    return fitted
-
-
-_NO = object()
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    """``value`` as ``hint`` wants it, or ``_NO``; types that YAML cannot hold are let through."""
-    origin = get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        fits = (_fit(value, choice) for choice in get_args(hint))
-        return next((fitted for fitted in fits if fitted is not _NO), _NO)
-    if origin is Literal:
-        return value if value in get_args(hint) else _NO
-    if origin in (list, tuple):
-        return _fit_sequence(value, origin, get_args(hint))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, bool):
-        return _NO
-    if hint in (int, float, bool, str):
-        return value if isinstance(value, hint) else _NO
-    if hint in (None, type(None)):
-        return None if value is None else _NO
-    return value if hint is Any or not isinstance(value, str) else _NO
-
-
-def _fit_sequence(value: Any, origin: type, inner: tuple[Any, ...]) -> Any:
-    if not isinstance(value, list):
-        return _NO
-    if origin is tuple and inner[-1:] != (...,):
-        hints = inner
-    else:
-        hints = inner[:1] * len(value)
-    if len(hints) != len(value):
-        return _NO
-    fitted = [_fit(item, hint) for item, hint in zip(value, hints, strict=True)]
-    return _NO if any(item is _NO for item in fitted) else origin(fitted)
-
-
-def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint in names:
-        return names[hint]
-    if hint in (None, type(None)):
-        return "null"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(choice) for choice in inner)
-    if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in inner)
-    if origin is tuple and inner[-1:] != (...,):
-        return "[" + ", ".join(_words(choice) for choice in inner) + "]"
-    if origin in (list, tuple):
-        return f"a list, each {_words(inner[0])}"
-    return getattr(hint, "__name__", str(hint))

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,13 @@ COMMANDS = {
     "data": "which data sets there are; show, check or fetch one",
 }
 ACTIONS = {"data": ("list", "show", "check", "fetch")}
+_SWITCHES = {
+    "-h": "help",
+    "--help": "help",
+    "-m": "sweep",
+    "--multirun": "sweep",
+    "--traceback": "traceback",
+}
 PRIMARY = {"train": "train", "info": "train", "data": "train", "eval": "eval", "predict": "predict"}
 
 
@@ -126,23 +134,8 @@ def parse(arguments: list[str]) -> Call:
     call = Call(command)
     words = iter(rest)
     for word in words:
-        if word in ("-h", "--help"):
-            call.help = True
-        elif word in ("-m", "--multirun"):
-            call.sweep = True
-        elif word == "--cfg":
-            call.show = True
-            if (kind := next(words, "job")) != "job":
-                raise UserError(f'--cfg shows "job", not "{kind}"')
-        elif word == "--traceback":
-            call.traceback = True
-        elif word in ("--config-dir", "-cd"):
-            call.config_dir = next(words, None)
-        elif word.startswith("--config-dir="):
-            call.config_dir = word.partition("=")[2]
-        elif word.startswith("-"):
-            known = ["--help", "--multirun", "-m", "--cfg", "--config-dir", "--traceback"]
-            raise UserError(f'there is no flag "{word}"', advice=nearest(word, known))
+        if word.startswith("-"):
+            _flag(call, word, words)
         elif "=" not in word and command in ACTIONS and call.action is None:
             if word not in ACTIONS[command]:
                 raise UserError(
@@ -154,6 +147,22 @@ def parse(arguments: list[str]) -> Call:
     if call.sweep and command != "train":
         raise UserError(f"{command} does not sweep", field="-m", advice="train does")
     return call
+
+
+def _flag(call: Call, word: str, following: Iterator[str]) -> None:
+    name, given, value = word.partition("=")
+    if name in _SWITCHES and not given:
+        setattr(call, _SWITCHES[name], True)
+    elif name == "--cfg":
+        call.show = True
+        kind = value if given else next(following, "job")
+        if kind != "job":
+            raise UserError(f'shows "job", not "{kind}"', field="--cfg")
+    elif name in ("--config-dir", "-cd"):
+        call.config_dir = value if given else next(following, "")
+    else:
+        known = [*_SWITCHES, "--cfg", "--config-dir"]
+        raise UserError(f'there is no flag "{word}"', advice=nearest(name, known))
 
 
 def _run(call: Call) -> int:

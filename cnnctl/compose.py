@@ -243,7 +243,7 @@ def _flat_keys(config: DictConfig) -> list[str]:
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     """Everything but Hydra's node as plain values, interpolations resolved."""
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)
     try:
         plain = OmegaConf.to_container(own, resolve=True)

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake or a machine's fault, and the exit codes of the program."""
+"""The one exception for a user's mistake or a machine's fault, and the program's exit codes."""
 
 from __future__ import annotations
 

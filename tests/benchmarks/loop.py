@@ -138,7 +138,8 @@ def main() -> None:
     for name, values in times.items():
         speed = arguments.images / medians[name]
         print(
-            f"{name:8} {medians[name]:.3f} s (of {sorted(round(v, 3) for v in values)}) {speed:,.0f} images/s"
+            f"{name:8} {medians[name]:.3f} s, {speed:,.0f} images/s,"
+            f" all {sorted(round(value, 3) for value in values)}"
         )
     print(f"ratio    {medians['cnnctl'] / medians['by hand']:.3f}")
 
