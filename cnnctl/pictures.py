@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
@@ -70,7 +70,7 @@ def gallery(
     lines = max((len(caption) for caption in captions), default=0)
     columns = max(1, min(columns, len(images)))
     width = side + 2 * _BORDER + _GAP
-    height = side + 2 * _BORDER + lines * _LINE + _GAP
+    height = side + 2 * _BORDER + lines * _LINE + 3 + _GAP
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
     pen, font = ImageDraw.Draw(canvas), _font(_FONT)
@@ -84,7 +84,7 @@ def gallery(
             edge = (x - _BORDER, y - _BORDER, x + picture.width + 4, y + picture.height + 4)
             pen.rectangle(edge, fill=colour)
         canvas.paste(picture, (x, y))
-        middle, below = left + width // 2 - _GAP // 2, top + side + 2 * _BORDER
+        middle, below = left + width // 2 - _GAP // 2, top + side + 2 * _BORDER + 3
         for line, text in enumerate(captions[index] if captions else ()):
             shown = _cut(text, font, width - 2)
             pen.text((middle, below + line * _LINE), shown, colour or BLACK, font, anchor="mt")
@@ -114,32 +114,34 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Tensor:
     """
     from matplotlib.colors import PowerNorm
 
-    k = len(classes)
-    inches = min(16.0, 4.5 + 0.5 * k if k <= _COUNTED else 6 + 0.1 * k)
-    figure = _figure(inches, inches)
-    axes = figure.add_subplot()
+    k, counted = len(classes), len(classes) <= _COUNTED
+    inches = max(3.0, 0.62 * k) if counted else min(14.0, 5 + 0.12 * k)  # of the square
+    size = 11.0 if counted else max(5.0, min(9.0, 0.8 * 72 * inches / k))
+    names = [_short(name) for name in classes] if k <= _NAMED else [str(k)]
+    label = _inches(names, size)
+    axes = _axes(inches, inches, left=label, right=0.0 if counted else 1.1, bottom=label)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
+    axes.set_xlabel("predicted", fontsize=13)
+    axes.set_ylabel("true", fontsize=13)
     total, right = int(counts.sum()), int(counts.diagonal().sum())
-    axes.set_title(f"{right:,} of {total:,} right ({right / max(total, 1):.2%})")
+    axes.set_title(f"{right:,} of {total:,} right ({right / max(total, 1):.2%})", fontsize=14)
     if k <= _NAMED:
-        size = 11 if k <= _COUNTED else max(5.0, min(9.0, 900 / k / 1.5))
-        names = [_short(name) for name in classes]
         axes.set_xticks(range(k), names, rotation=90, fontsize=size)
         axes.set_yticks(range(k), names, fontsize=size)
-    if k <= _COUNTED:
+    if counted:
         for row, column in counts.nonzero().tolist():
-            colour = "white" if shares[row, column] > 0.4 else "black"
-            axes.text(
-                column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=colour
-            )
+            text, colour = f"{int(counts[row, column]):,}", _on_blue(float(shares[row, column]))
+            axes.text(column, row, text, ha="center", va="center", color=colour)
     else:
-        bar = figure.colorbar(image, shrink=0.6, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-        bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"])
+        bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0.2, 0.02, 0.6)))
+        bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1], labels=["0", "1%", "5%", "20%", "50%", "100%"])
         bar.set_label("share of the true class")
-    return _drawn(figure)
+    return _drawn(axes)
+
+
+def _on_blue(share: float) -> str:
+    return "white" if share > 0.35 else "black"
 
 
 def class_accuracies(accuracies: Mapping[str, float]) -> Tensor:
@@ -150,22 +152,21 @@ def class_accuracies(accuracies: Mapping[str, float]) -> Tensor:
     if left_out > 0:
         between = [(f"({left_out} more between)", math.nan)]
         rows = [*rows[:half], *between, *rows[-half:]]
-    figure = _figure(8, 1.4 + 0.28 * len(rows))
-    axes = figure.add_subplot()
-    values = [value for _, value in rows]
+    names, values = [_short(name) for name, _ in rows], [value for _, value in rows]
+    axes = _axes(6, 0.28 * len(rows), left=_inches(names, 11), right=0.5, bottom=0)
     axes.barh(range(len(rows)), values, color="#4a7fb5")
-    axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), names, fontsize=11)
     for place, value in enumerate(values):
         if not math.isnan(value):
-            axes.text(value + 0.01, place, f"{value:.1%}", va="center")
+            axes.text(1.02, place, f"{value:.1%}", va="center", fontsize=11)
     mean = sum(accuracies.values()) / max(len(accuracies), 1)
-    axes.axvline(mean, color="#b5532a", linestyle="--", linewidth=1)
-    axes.set_title(f"accuracy of each class (mean {mean:.2%}, dashed)")
-    axes.set_xlim(0, 1.12)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.axvline(mean, color="#b5532a", linestyle="--", linewidth=1.5)
+    axes.set_title(f"accuracy of each class (mean {mean:.2%}, dashed)", fontsize=14)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
-    return _drawn(figure)
+    return _drawn(axes)
 
 
 def first_layer(
@@ -280,19 +281,35 @@ def _short(name: str, length: int = 20) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Not pyplot's: no backend is chosen and nothing is kept after it is drawn."""
+def _inches(names: Sequence[str], points: float) -> float:
+    """About how long the longest of ``names`` is in a font of that size."""
+    return max((len(name) for name in names), default=0) * points * 0.65 / 72
+
+
+def _axes(width: float, height: float, *, left: float, right: float, bottom: float) -> Axes:
+    """Axes of that many inches in a figure that leaves room for labels, in inches, around them.
+
+    matplotlib can find the room itself, but takes three times as long. The figure is not pyplot's:
+    no backend is chosen and nothing is kept after it is drawn.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    left, right, bottom, top = left + 0.5, right + 0.25, bottom + 0.5, 0.45
+    total = (left + width + right, bottom + height + top)
+    figure = Figure(figsize=total, dpi=_DPI)
+    place = (left / total[0], bottom / total[1], width / total[0], height / total[1])
+    return figure.add_axes(place)
 
 
-def _drawn(figure: Figure) -> Tensor:
+def _drawn(axes: Axes) -> Tensor:
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     for text in figure.findobj(Text):
+        assert isinstance(text, Text)
         text.set_parse_math(False)  # a class may be called $x$
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
