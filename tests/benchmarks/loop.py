@@ -83,6 +83,7 @@ def by_hand(model: ClassificationModel, pixels: Tensor, labels: Tensor, machine:
 
 
 def by_cnnctl(model: ClassificationModel, data: Noise, machine: Machine, directory: Path) -> Loop:
+    machine.place(model)
     trainer = Trainer(epochs=1, batch_size=BATCH, decay_norm_and_bias=True)
     augmentation = Standard(10, mirror=True, native=(32, 32))
     processes = Processes()
@@ -126,7 +127,7 @@ def main() -> None:
         by_hand(model, pixels, labels, machine)
         middle = time.perf_counter()
         with tempfile.TemporaryDirectory() as directory:
-            loop = by_cnnctl(machine.place(make(arguments.model)), data, machine, Path(directory))
+            loop = by_cnnctl(make(arguments.model), data, machine, Path(directory))
             ready = time.perf_counter()
             loop.fit()
             ended = time.perf_counter()
