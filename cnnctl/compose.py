@@ -238,7 +238,8 @@ def flat(config: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _flat_keys(config: DictConfig) -> list[str]:
     plain = OmegaConf.to_container(config, resolve=False)
-    return sorted(key for key, _ in _walk(plain, "") if not key.endswith("_target_"))
+    names = {key.partition("[")[0] for key, _ in _walk(plain, "")}  # a list is one key
+    return sorted(name for name in names if not name.endswith("_target_"))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

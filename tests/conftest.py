@@ -1,0 +1,135 @@
+"""Small real runs, in this process or in one of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; two cores are shared by many tests
+
+from cnnctl import cli
+
+# Twenty steps of a small network: three evaluations, seven points of the training curve.
+TINY = (
+    "model=mlp",
+    "model.widths=[16]",
+    "trainer.steps=20",
+    "trainer.batch_size=64",
+    "trainer.evaluate_every_steps=7",
+    "trainer.log_every=3",
+    "trainer.threads=1",
+    "trainer.precision=fp32",
+    "trainer.tensorboard=false",
+    "trainer.test=false",
+)
+
+Train = Callable[..., int]
+Cnnctl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:torch.*")
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """What a run in this process sets for the whole of it."""
+    import torch
+
+    signals = {number: signal.getsignal(number) for number in (1, 2, 15)}
+    threads, run = torch.get_num_threads(), os.environ.get("CNNCTL_RUN")
+    yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    if run is None:
+        os.environ.pop("CNNCTL_RUN", None)
+    else:
+        os.environ["CNNCTL_RUN"] = run
+
+
+def command(*arguments: str) -> int:
+    """``cnnctl`` in this process -> its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture(scope="session", name="command")
+def _command() -> Train:
+    return command
+
+
+@pytest.fixture(scope="session")
+def train() -> Train:
+    """(directory, overrides...) -> the exit code of a tiny run there, in this process."""
+
+    def run(directory: Path, *overrides: str) -> int:
+        own = [name.partition("=")[0] for name in overrides]
+        defaults = [name for name in TINY if name.partition("=")[0] not in own]
+        if "model" in own:  # other models have other keys
+            defaults = [name for name in defaults if not name.startswith("model")]
+        if "trainer.epochs" in own:
+            defaults.remove("trainer.steps=20")
+        return command("train", f"hydra.run.dir={directory}", *defaults, *overrides)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished tiny run, scored on the test split. Not to be changed."""
+    directory = tmp_path_factory.mktemp("runs") / "trained"
+    assert train(directory, "trainer.test=true") == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def cnnctl() -> Cnnctl:
+    """``cnnctl`` in a process of its own."""
+
+    def run(
+        *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cnnctl", *arguments],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 20 PNGs of several sizes, which tell the class by their colour."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("blue", "green", "red")):
+        (root / name).mkdir()
+        for number in range(20):
+            size = (*generator.integers(20, 40, 2), 3)
+            pixels = generator.integers(0, 100, size, dtype=np.uint8)
+            pixels[..., 2 - channel] += 120
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root

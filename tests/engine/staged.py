@@ -1,0 +1,39 @@
+"""A model of three stages for the tests: one fitted, two trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cnnctl.models.base import ClassificationModel, FitStage, GradientStage, Stage
+from cnnctl.structures import Batch
+
+
+class Staged(ClassificationModel):
+    """Pixels minus their mean (fitted), a hidden layer with batch norm, then the head alone."""
+
+    def __init__(self, in_channels: int, num_classes: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        pixels = in_channels * size[0] * size[1]
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.hidden = nn.Sequential(nn.Linear(pixels, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.hidden(pixels.flatten(1) - self.mean))
+
+    def whiten(self, batches: Iterator[Batch]) -> None:
+        everything = torch.cat([batch.images.pixels.flatten(1) for batch in batches])
+        self.mean.copy_(everything.mean(0))
+        self.seen.fill_(len(everything))
+
+    def stages(self) -> Sequence[Stage]:
+        return [
+            FitStage("whiten", self.whiten),
+            GradientStage("features", self.loss, self.parameters),
+            GradientStage("head", self.loss, self.head.parameters),
+        ]
