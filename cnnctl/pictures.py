@@ -169,9 +169,7 @@ def class_accuracies(accuracies: Mapping[str, float]) -> Tensor:
     return _drawn(axes)
 
 
-def first_layer(
-    model: nn.Module, shape: tuple[int, int, int], classes: Sequence[str]
-) -> Tensor | None:
+def first_layer(model: nn.Module, shape: Sequence[int], classes: Sequence[str]) -> Tensor | None:
     """What a network's first layer looks for; None where that is no picture.
 
     A convolution's filters as RGB or grey, at most 64 of them; the weights of a linear layer that

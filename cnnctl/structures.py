@@ -48,6 +48,10 @@ class Predictions:
 
     log_probs: Tensor | None = None  # (N, K) log of the class probabilities
 
+    def rows(self, chosen: slice) -> Predictions:
+        """A copy of some rows, which does not hold on to the rest."""
+        return _columns(_columns(self, chosen), "copy")
+
 
 @dataclass
 class Batch:
@@ -64,6 +68,11 @@ class Batch:
     def pin_memory(self) -> Batch:
         return Batch(_columns(self.images, "pin"), _columns(self.targets, "pin"))
 
+    def rows(self, chosen: slice) -> Batch:
+        """A copy of some images, which does not hold on to the rest."""
+        part = Batch(_columns(self.images, chosen), _columns(self.targets, chosen))
+        return Batch(_columns(part.images, "copy"), _columns(part.targets, "copy"))
+
     def split(self, parts: int) -> Iterator[Batch]:
         """``parts`` equal slices in order.
 
@@ -79,7 +88,7 @@ class Batch:
 
 
 def _columns(record: Any, what: torch.device | slice | str) -> Any:
-    """``record`` with every tensor or list of tensors moved, pinned or sliced."""
+    """``record`` with every tensor or list of tensors moved, pinned, copied or sliced."""
     changed = {}
     for name, column in vars(record).items():
         if column is None:
@@ -94,6 +103,8 @@ def _columns(record: Any, what: torch.device | slice | str) -> Any:
 
 
 def _move(tensor: Tensor, where: torch.device | str) -> Tensor:
+    if where == "copy":
+        return tensor.clone()
     return tensor.pin_memory() if where == "pin" else tensor.to(where, non_blocking=True)
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from cnnctl import pictures
 from cnnctl.data.base import Dataset
-from cnnctl.metrics.classification import ClassificationEvaluator
+from cnnctl.metrics.classification import ClassificationEvaluator, predicted_class
 from cnnctl.models.base import ClassificationModel, Model
 from cnnctl.structures import Batch, Predictions
+
+Description = dict[str, Any]
+
+SHOWN = 32  # images in a picture
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,12 @@ class Task:
         metrics: those that can choose best.pt -> whether larger is better.
         best: the one that does unless ``trainer.monitor`` names another.
         draw_batch: (batch, data) -> named pictures (H, W, 3) uint8 of a training batch.
-        draw_evaluation: (batch, predictions, evaluator, model, data) -> named pictures.
+        draw_evaluation: (some batches and what was predicted of them, evaluator, model, data)
+            -> named pictures.
+        describe: (predictions, classes, top) -> for each image what ``predict`` says of it, as
+            plain values.
+        annotate: (image (C, h, w) uint8, its description) -> a picture.
+        headline: a description in a few words.
         table: evaluator -> rows (title, value) that the summary adds to the metrics.
     """
 
@@ -37,7 +48,12 @@ class Task:
     metrics: dict[str, bool]
     best: str
     draw_batch: Callable[[Batch, Dataset], dict[str, Tensor]]
-    draw_evaluation: Callable[[Batch, Predictions, Any, Model, Dataset], dict[str, Tensor]]
+    draw_evaluation: Callable[
+        [Sequence[tuple[Batch, Predictions]], Any, Model, Dataset], dict[str, Tensor]
+    ]
+    describe: Callable[[Predictions, Sequence[str], int], list[Description]]
+    annotate: Callable[[Tensor, Description], Tensor]
+    headline: Callable[[Description], str]
     table: Callable[[Any], list[tuple[str, str]]]
 
 
@@ -50,10 +66,98 @@ def classify() -> Task:
         evaluator=ClassificationEvaluator,
         metrics={"top1": True, "top5": True, "nll": False, "loss": False},
         best="top1",
-        draw_batch=lambda batch, data: {},
-        draw_evaluation=lambda batch, predictions, evaluator, model, data: {},
+        draw_batch=_draw_labels,
+        draw_evaluation=_draw_classification,
+        describe=_ranked_classes,
+        annotate=lambda image, said: pictures.annotated(
+            image, _class_and_probability(said), [tuple(row.values()) for row in said["top"]]
+        ),
+        headline=_class_and_probability,
         table=_best_and_worst_class,
     )
+
+
+def _draw_labels(batch: Batch, data: Dataset) -> dict[str, Tensor]:
+    """The images that a network is trained on, augmented as they are, with their classes."""
+    assert batch.targets.label is not None
+    images = pictures.displayable(batch.images.pixels[:SHOWN], data.mean, data.std)
+    labels = batch.targets.label[:SHOWN].cpu()
+    captions = [pictures.label_lines(label, data.classes) for label in labels]
+    return {"train/batch": pictures.gallery(list(images), captions)}
+
+
+def _draw_classification(
+    seen: Sequence[tuple[Batch, Predictions]],
+    evaluator: ClassificationEvaluator,
+    model: Model,
+    data: Dataset,
+) -> dict[str, Tensor]:
+    shape = seen[0][0].images.pixels.shape[1:]
+    drawn = {
+        "val/predictions": _draw_predictions(seen, data),
+        "val/mistakes": _draw_mistakes(evaluator, data),
+        "val/confusion": pictures.confusion(evaluator.confusion(), data.classes),
+        "val/class_accuracy": pictures.class_accuracies(evaluator.per_class()),
+        "weights/first_layer": pictures.first_layer(model, shape, data.classes),
+    }
+    return {name: picture for name, picture in drawn.items() if picture is not None}
+
+
+def _draw_predictions(seen: Sequence[tuple[Batch, Predictions]], data: Dataset) -> Tensor:
+    """Some images, right (green) or wrong (red), with the probabilities of what was said."""
+    images, captions, colours = [], [], []
+    for batch, predictions in seen:
+        assert batch.targets.label is not None
+        assert predictions.log_probs is not None
+        images += pictures.displayable(batch.images.pixels, data.mean, data.std)
+        probabilities, labels = predictions.log_probs.cpu().exp(), batch.targets.label.cpu()
+        for row, label in zip(probabilities, labels, strict=True):
+            said = int(predicted_class(row[None], label[None]))
+            right = said == int(label)
+            lines = [_with_probability(data.classes[said], float(row[said]))]
+            if not right:
+                truth = _with_probability(data.classes[int(label)], float(row[label]))
+                lines = [f"said {lines[0]}", f"is {truth}"]
+            captions.append(lines)
+            colours.append(pictures.RIGHT if right else pictures.WRONG)
+    return pictures.gallery(images, captions, colours)
+
+
+def _draw_mistakes(evaluator: ClassificationEvaluator, data: Dataset) -> Tensor | None:
+    """The wrong ones with the least probability for their class, of all; None without any."""
+    rows = evaluator.rows()
+    wrong = rows[rows[:, 1] != rows[:, 2]]
+    worst = wrong[wrong[:, 4].argsort()][:SHOWN].tolist()
+    captions = []
+    for _, label, said, _, log_prob in worst:
+        truth = _with_probability(data.classes[int(label)], math.exp(log_prob))
+        captions.append([f"said {data.classes[int(said)]}", f"is {truth}"])
+    images = [pictures.coloured(data[int(row[0])][0]) for row in worst]
+    return pictures.gallery(images, captions) if images else None
+
+
+def _ranked_classes(
+    predictions: Predictions, classes: Sequence[str], top: int
+) -> list[Description]:
+    """The best class of each image, its probability, and the ``top`` best with theirs."""
+    assert predictions.log_probs is not None
+    best = predictions.log_probs.exp().topk(min(top, len(classes)), dim=1)
+    described = []
+    for values, order in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        rows = [
+            {"class": classes[index], "probability": value}
+            for index, value in zip(order, values, strict=True)
+        ]
+        described.append({**rows[0], "top": rows})
+    return described
+
+
+def _class_and_probability(said: Description) -> str:
+    return _with_probability(said["class"], said["probability"])
+
+
+def _with_probability(name: str, probability: float) -> str:
+    return f"{name} ({pictures.percent(probability)})"
 
 
 def _best_and_worst_class(evaluator: ClassificationEvaluator) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
-from cnnctl.engine.journal import Journal, Report, show
+from cnnctl.engine.journal import Journal, Report, show, shown
 from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.loop import Loop, weights
 from cnnctl.engine.machine import Machine, out_of_memory_explained
@@ -45,6 +45,13 @@ RESUMABLE = (
     "trainer.device",
     "trainer.threads",
     "data.root",
+)
+
+# Groups, with all their keys, and keys that TensorBoard's table compares runs by.
+COMPARED = (
+    *("data", "model", "backbone", "augmentation", "optimizer", "schedule", "seed"),
+    *("trainer.epochs", "trainer.steps", "trainer.batch_size", "trainer.accumulate"),
+    *("trainer.clip", "trainer.ema", "trainer.decay_norm_and_bias", "trainer.precision"),
 )
 
 
@@ -156,7 +163,7 @@ def _work(request: Request, stop: StopFlag) -> int:
         return _leave(run_directory)
     if processes.first:
         summary.unlink(missing_ok=True)  # a run that goes on is not complete
-    journal = _journal(config, processes, console, directory, state, task, train)
+    journal = _journal(request, config, processes, console, directory, state, task, train, val)
     journal.report = request.report
     loop = Loop(
         trainer=trainer,
@@ -283,6 +290,7 @@ def _claim(request: Request, processes: Processes) -> tuple[RunDirectory | None,
 
 
 def _journal(
+    request: Request,
     config: DictConfig,
     processes: Processes,
     console: Console,
@@ -290,6 +298,7 @@ def _journal(
     state: State | None,
     task: Any,
     train: Dataset,
+    val: Dataset | None,
 ) -> Journal:
     metrics = board = None
     if processes.first:
@@ -299,13 +308,25 @@ def _journal(
         board = Board(wanted, progress["total_steps"]) if wanted else None
         if board is not None and state is None:
             board.text("config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
+            board.hparams(_hparams(request))
     return Journal(
         console,
         metrics,
         board,
         lambda batch: task.draw_batch(batch, train),
-        lambda *seen: task.draw_evaluation(*seen, train),
+        lambda *seen: task.draw_evaluation(*seen, val),
     )
+
+
+def _hparams(request: Request) -> dict[str, Any]:
+    """The choices and numbers that decide how a run ends, for a table of many runs."""
+    values = {name: value for name, value in request.chosen.items() if name in COMPARED}
+    for name, value in compose.flat(request.config):
+        group, _, rest = name.partition(".")
+        inside = group in COMPARED and rest not in ("_target_", "root", "")
+        if inside or name in COMPARED:
+            values[name] = value
+    return values
 
 
 def _describe(request: Request, train: Dataset, processes: Processes) -> dict[str, Any]:
@@ -358,6 +379,8 @@ def _header(
             console.say(f"{split}: {remark}")
     for line in request.changed:
         console.say(f"changed since the run started: {line}")
+    if request.changed and loop.schedule.depends_on_total:
+        console.say(f"schedule {chosen['schedule']} follows the run's new length from here on")
     if request.resumed is not None and loop.resumed is not None:
         console.say(f"resumed at step {loop.resumed['progress']['total_steps']}")
 
@@ -382,7 +405,7 @@ def _finish(
             console.say("the data has no test split: nothing is scored on one")
         else:
             scores = result.metrics
-            rows += [(f"test {name}", show(name, value)) for name, value in scores.items()]
+            rows += [(f"test {name}", text) for name, text in shown(scores)]
             rows += [(f"test {name}", text) for name, text in result.table]
             if loop.processes.first:
                 write_scores(directory, "test", result)
@@ -406,10 +429,10 @@ def _finish(
     }
     checkpoint.write_whole(directory / "summary.json", json.dumps(summary, indent=1).encode())
     if loop.journal.board is not None:
-        flat = {n: v for n, v in compose.flat(request.config) if v is not None and n[-1] != "_"}
-        loop.journal.board.hparams(
-            {**request.chosen, **flat}, {"best": progress.best or 0.0, **scores}
-        )
+        best_scores = {f"test_{name}": value for name, value in scores.items()}
+        if progress.best is not None:
+            best_scores[f"val_{loop.monitor}"] = progress.best
+        loop.journal.board.finished(best_scores, progress.total_steps)
     console.table("summary", ("", "value"), rows)
     console.say(f"run: {directory}")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from cnnctl.engine.album import Album, BatchPictures, EvaluationPictures
 from cnnctl.engine.console import Bar, Console
 from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.signals import StopFlag, Stopped
@@ -20,8 +20,6 @@ from cnnctl.structures import Batch, Predictions
 
 DRAW_EVERY = 0.1  # seconds between two updates of a progress bar
 
-BatchPictures = Callable[[Batch], dict[str, Tensor]]
-EvaluationPictures = Callable[[Batch, Predictions, Any, Model], dict[str, Tensor]]
 Report = Callable[[float, dict[str, float]], None]  # (epoch, metrics)
 
 
@@ -42,12 +40,11 @@ class Journal:
         draw_evaluation: EvaluationPictures,
     ) -> None:
         self.console, self.metrics, self.board = console, metrics, board
-        self.draw_batch, self.draw_evaluation = draw_batch, draw_evaluation
+        self.album = Album(board, draw_batch, draw_evaluation)
         self.report: Report | None = None  # told every evaluation; may raise to end the run
         self.name, self.per_epoch, self.epochs = "", 1, 0
         self._run: Bar | None = None
         self._bar: Bar | None = None
-        self._seen: tuple[Batch, Predictions] | None = None
         self._images, self._since, self._drawn = 0, time.monotonic(), 0.0
         self._means: dict[str, float] = {}
         self._note = ""
@@ -65,6 +62,7 @@ class Journal:
             self._bar = self.console.bar("epoch", per_epoch, done % per_epoch)
             self._since, self._images = time.monotonic(), 0
             yield
+            self.album.finish()
             self._run.close()
             self._bar.close()
 
@@ -95,8 +93,8 @@ class Journal:
             self.board.scalars({**scalars, "lr": rate, **speed}, total_steps)
 
     def watch(self, images: int, stop: StopFlag) -> Callable[[int, Batch, Predictions], None]:
-        """A callback for ``evaluate``: shows progress, keeps a batch to draw, stops when asked."""
-        self._seen = None
+        """A callback for ``evaluate``: shows progress, keeps images to draw, stops when asked."""
+        self.album.begin(images)
         bar = self.console.bar("val", images)
         seen = 0
 
@@ -105,8 +103,7 @@ class Journal:
             if stop:
                 assert stop.signum is not None
                 raise Stopped(stop.signum)
-            if self._seen is None:
-                self._seen = (batch, predictions)
+            self.album.keep(batch, predictions)
             seen += len(batch)
             bar.advance(seen)
             if seen >= images:
@@ -128,22 +125,19 @@ class Journal:
             self._say(metrics, best)
         if self.board is not None:
             self.board.scalars(scalars, total_steps)
-            if self._seen is not None:
-                pictures = self.draw_evaluation(*self._seen, evaluator, model)
-                for name, picture in pictures.items():
-                    self.board.picture(name, picture, total_steps)
+            self.album.evaluation(evaluator, model, total_steps, best)
         self._since = time.monotonic()  # evaluation and pictures are not training time
         if self.report is not None:
             self.report(self._step / self.per_epoch, metrics)
 
     def first_batch(self, batch: Batch, total_steps: int) -> None:
-        if self.board is not None:
-            for name, picture in self.draw_batch(batch).items():
-                self.board.picture(name, picture, total_steps)
+        self.album.training_batch(batch, total_steps)
         self._since = time.monotonic()
 
     def sync(self) -> int:
         """Length of metrics.jsonl once it is on the disk."""
+        if self.board is not None:
+            self.board.flush()  # a killed run resumes from here: no gap in its curves
         return self.metrics.sync() if self.metrics is not None else 0
 
     def mean_speed(self) -> float:
@@ -173,6 +167,12 @@ class Journal:
 def show(name: str, value: float) -> str:
     """Fractions between 0 and 1 as percentages, losses as they are."""
     return f"{value:.4f}" if name.endswith(("loss", "nll", "entropy")) else f"{value:.2%}"
+
+
+def shown(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Rows of a table; the loss only where no metric says the same."""
+    names = [name for name in metrics if name != "loss" or "nll" not in metrics]
+    return [(name, show(name, metrics[name])) for name in names]
 
 
 def memory_mb() -> float:

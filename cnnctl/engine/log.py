@@ -71,11 +71,23 @@ class Board:
     def text(self, name: str, text: str) -> None:
         self._do(lambda w: w.add_text(name, text))
 
-    def hparams(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """What TensorBoard's own table compares runs by."""
-        plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
-        scores = {f"hparams/{name}": value for name, value in metrics.items()}
-        self._do(lambda w: w.add_hparams(plain, scores, run_name="."))
+    def hparams(self, settings: dict[str, Any]) -> None:
+        """What TensorBoard's own table compares runs by; written when a run begins.
+
+        Only the record of a session goes into the run's own file. ``add_hparams`` would open a
+        second file, and TensorBoard then reads no further in the first; and it would add the record
+        of an experiment, of which TensorBoard takes a single one: the keys of one run for all.
+        Without it the columns are the keys of all runs, those that differ first.
+        """
+        self._do(lambda w: w.file_writer.add_summary(_hparams(settings)[1]))
+
+    def finished(self, metrics: dict[str, float], step: int) -> None:
+        """The scores a run comes to. TensorBoard's table shows the first five scalars by name."""
+        self.scalars({f"best/{name}": value for name, value in metrics.items()}, step)
+        self._do(lambda w: w.file_writer.add_summary(_hparams({})[2]))
+
+    def flush(self) -> None:
+        self._do(lambda w: w.flush())
 
     def close(self) -> None:
         self._do(lambda w: w.close())
@@ -90,8 +102,20 @@ class Board:
 def _writer(directory: Path, step: int) -> Any:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    # purge_step hides what a killed run had logged beyond its checkpoint: no doubled steps.
-    return SummaryWriter(str(directory), purge_step=step or None)
+    # purge_step hides what a killed run had logged beyond its checkpoint: no doubled steps. It is
+    # the first step that is hidden, and those of the checkpoint's own step are to stay.
+    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+
+def _hparams(settings: dict[str, Any]) -> Any:
+    """TensorBoard's records of an experiment, of a session's start, of its end."""
+    from torch.utils.tensorboard.summary import hparams
+
+    plain = {name: value for name, value in settings.items() if value is not None}
+    for name, value in plain.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            plain[name] = str(value)
+    return hparams(plain, {})
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:

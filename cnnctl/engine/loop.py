@@ -313,7 +313,9 @@ class Loop:
             progress.stale = 0 if better else progress.stale + 1
             patience = self.trainer.patience
             progress.stopped_early = patience is not None and progress.stale >= patience
-            self.journal.evaluated(progress.total_steps, metrics, evaluator, best, self.model)
+            self.journal.evaluated(
+                progress.total_steps, metrics, evaluator, best, self.evaluated_model()
+            )
         progress.owed = False
         self._save(metric, best=best)
 
