@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, get_type_hints
 
@@ -203,6 +205,8 @@ def target(config: DictConfig, group: str) -> Any:
             field=field,
             advice="for a module of your own add trust=[that_module] on the command line",
         )
+    if name.startswith(tuple(f"{prefix}." for prefix in trusted)) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a module of the user's own lies where the command was typed
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)

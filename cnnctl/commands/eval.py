@@ -15,7 +15,7 @@ from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import evaluate
-from cnnctl.engine.journal import show
+from cnnctl.engine.journal import shown
 from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine, cores, out_of_memory_explained
 from cnnctl.engine.run import newest
@@ -50,7 +50,7 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
     size = build.augmentation(config, build.facts(config)).size
     with out_of_memory_explained(trainer.eval_batch_size, size):
         scores = score(config, state, settings.split, machine, processes, console)
-    rows = [(name, show(name, value)) for name, value in scores.metrics.items()]
+    rows = shown(scores.metrics)
     rows += [*scores.table, ("images", f"{scores.images:,}")]
     data = regrouped.get("data", state["choices"]["data"])
     title = f"{state['choices']['model']} on {data}, {settings.split}"
