@@ -47,11 +47,11 @@ RESUMABLE = (
     "data.root",
 )
 
-# Groups, with all their keys, and keys that TensorBoard's table compares runs by.
-COMPARED = (
-    *("data", "model", "backbone", "augmentation", "optimizer", "schedule", "seed"),
-    *("trainer.epochs", "trainer.steps", "trainer.batch_size", "trainer.accumulate"),
-    *("trainer.clip", "trainer.ema", "trainer.decay_norm_and_bias", "trainer.precision"),
+# What TensorBoard's table compares runs by: groups with all their keys, and some of the trainer's.
+COMPARED = ("data", "model", "backbone", "augmentation", "optimizer", "schedule")
+COMPARED_OF_TRAINER = (
+    *("epochs", "steps", "batch_size", "accumulate", "clip", "ema"),
+    *("decay_norm_and_bias", "precision"),
 )
 
 
@@ -320,12 +320,14 @@ def _journal(
 
 def _hparams(request: Request) -> dict[str, Any]:
     """The choices and numbers that decide how a run ends, for a table of many runs."""
-    values = {name: value for name, value in request.chosen.items() if name in COMPARED}
-    for name, value in compose.flat(request.config):
-        group, _, rest = name.partition(".")
-        inside = group in COMPARED and rest not in ("_target_", "root", "")
-        if inside or name in COMPARED:
-            values[name] = value
+    values: dict[str, Any] = {"seed": request.config["seed"]}
+    for group in COMPARED:
+        values[group] = request.chosen[group]
+        for name, value in (request.config[group] or {}).items():
+            if name not in ("_target_", "root"):
+                values[f"{group}.{name}"] = value
+    for name in COMPARED_OF_TRAINER:
+        values[f"trainer.{name}"] = request.config["trainer"][name]
     return values
 
 

@@ -111,10 +111,10 @@ def _hparams(settings: dict[str, Any]) -> Any:
     """TensorBoard's records of an experiment, of a session's start, of its end."""
     from torch.utils.tensorboard.summary import hparams
 
-    plain = {name: value for name, value in settings.items() if value is not None}
-    for name, value in plain.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            plain[name] = str(value)
+    plain = {
+        name: value if type(value) in (int, float) else "none" if value is None else str(value)
+        for name, value in settings.items()
+    }
     return hparams(plain, {})
 
 
