@@ -263,7 +263,11 @@ def split_own(
     """Overrides of ``primary``'s own keys (or of ``names``), and those meant for a checkpoint's."""
     own = names or tuple(str(key) for key in settings(compose(primary, _required(primary))))
     mine = [text for text in overrides if _first_key(text) in (*own, "hydra")]
-    return mine, [text for text in overrides if text not in mine]
+    others = [text for text in overrides if text not in mine]
+    for text in others:
+        if (first := _first_key(text)) not in groups():
+            raise UserError("unknown key", field=first, advice=nearest(first, [*own, *groups()]))
+    return mine, others
 
 
 def _required(primary: str) -> list[str]:
