@@ -83,6 +83,7 @@ def resume(settings: DictConfig, overrides: list[str]) -> int:
     if directory.joinpath("lock").exists() and os.environ.get("RANK", "0") == "0":
         RunDirectory.reopen(directory).release()  # first of all: is it running?
     state, _, _ = _last(path)
+    _check_own(state, path, settings)
     config, regrouped = compose.override(state["config"], overrides)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -99,6 +100,20 @@ def resume(settings: DictConfig, overrides: list[str]) -> int:
     plain["trust"] = OmegaConf.to_container(settings.trust)
     config_values = {str(name): value for name, value in plain.items()}
     return run(Request(config_values, state["choices"], directory, path, list(changed.values())))
+
+
+def _check_own(state: State, path: Path, settings: DictConfig) -> None:
+    """A checkpoint's configuration is a stranger's until it is checked; it cannot widen ``trust``.
+
+    Raises:
+        UserError: it names what may not be named, or is not one of this version (code 4).
+    """
+    config = OmegaConf.create({**state["config"], "trust": settings.trust}, flags={"struct": True})
+    try:
+        build.check(config, state["choices"])
+    except UserError as error:
+        error.file, error.code = path, Exit.CHECKPOINT
+        raise
 
 
 def run(request: Request) -> int:

@@ -23,14 +23,8 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
             k: v for i, item in enumerate(value) for k, v in leaves(item, f"{path}[{i}]").items()
         }
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous()
-        return {
-            path: (
-                str(data.dtype),
-                tuple(data.shape),
-                data.view(-1).view(torch.uint8).numpy().tobytes(),
-            )
-        }
+        data = value.detach().cpu().contiguous().view(-1)
+        return {path: (str(data.dtype), *value.shape, data.view(torch.uint8).numpy().tobytes())}
     return {path: repr(value)}
 
 

@@ -19,6 +19,7 @@ class Staged(ClassificationModel):
         pixels = in_channels * size[0] * size[1]
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(pixels))
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.hidden = nn.Sequential(nn.Linear(pixels, 16), nn.BatchNorm1d(16), nn.ReLU())
         self.head = nn.Linear(16, num_classes)
