@@ -17,7 +17,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import evaluate
 from cnnctl.engine.journal import shown
 from cnnctl.engine.loop import weights
-from cnnctl.engine.machine import Machine, cores, out_of_memory_explained
+from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.engine.run import newest
 from cnnctl.errors import Exit, UserError
 
@@ -37,10 +37,7 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
             f'there is no split "{settings.split}"', field="split", advice="val or test"
         )
     console = Console()
-    if settings.checkpoint is None:
-        path = checkpoint.find(newest(Path(settings.outputs)))
-    else:
-        path = checkpoint.find(settings.checkpoint)
+    path = locate(settings)
     console.say(f"checkpoint: {path}")
     state = checkpoint.read(path)
     config, regrouped = rebuild(state, path, settings, overrides)
@@ -48,7 +45,7 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
     processes = Processes()
     machine = trainer.machine(processes)
     size = build.augmentation(config, build.facts(config)).size
-    with out_of_memory_explained(trainer.eval_batch_size, size):
+    with faults_explained(trainer.eval_batch_size, size):
         scores = score(config, state, settings.split, machine, processes, console)
     rows = shown(scores.metrics)
     rows += [*scores.table, ("images", f"{scores.images:,}")]
@@ -58,6 +55,13 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
     if not overrides and path.parent.joinpath("manifest.json").exists():
         console.say(f"written: {write_scores(path.parent, settings.split, scores)}")
     return Exit.DONE
+
+
+def locate(settings: DictConfig) -> Path:
+    """The checkpoint file that is named, or that of the newest run."""
+    if settings.checkpoint is None:
+        return checkpoint.find(newest(Path(settings.outputs)))
+    return checkpoint.find(settings.checkpoint)
 
 
 def rebuild(

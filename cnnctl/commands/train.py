@@ -23,7 +23,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.journal import Journal, Report, show, shown
 from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.loop import Loop, weights
-from cnnctl.engine.machine import Machine, out_of_memory_explained
+from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.run import RunDirectory
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.errors import Exit, UserError
@@ -201,7 +201,7 @@ def _work(request: Request, stop: StopFlag) -> int:
     )
     _header(console, request, config, loop, directory)
     try:
-        with out_of_memory_explained(trainer.batch_size, augmentation.size):
+        with faults_explained(trainer.batch_size, augmentation.size):
             loop.fit()
             _finish(console, request, loop, directory, started)
     except Stopped as stopped:

@@ -131,20 +131,45 @@ def set_deterministic(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(batch_size: int, size: tuple[int, int]) -> Iterator[None]:
-    """Turn an out-of-memory error into one sentence with sizes that would fit better."""
+def faults_explained(batch_size: int, size: tuple[int, int]) -> Iterator[None]:
+    """One sentence for what torch says when a machine cannot do what was asked of it.
+
+    Out of memory (with sizes that would fit better), no compiler for torch.compile, no
+    deterministic form of an operator. Everything else passes through.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not exhausted and "can't allocate memory" not in str(error):
+        explained = _explain(error, batch_size, size)
+        if explained is None:
             raise
+        raise explained from error
+
+
+def _explain(error: BaseException, batch_size: int, size: tuple[int, int]) -> UserError | None:
+    text = str(error)
+    exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    if exhausted or "can't allocate memory" in text:
         h, w = size
-        raise UserError(
+        half = max(1, batch_size // 2)
+        return UserError(
             f"out of memory with {batch_size} images of {h} x {w} in a batch",
-            advice="trainer.accumulate=2 keeps the recipe; else"
-            f" trainer.batch_size={max(1, batch_size // 2)},"
-            f" trainer.eval_batch_size={max(1, batch_size // 2)}"
-            f" or augmentation.size={max(32, min(h, w) // 2)}",
+            advice=f"trainer.accumulate=2 keeps the recipe; else trainer.batch_size={half},"
+            f" trainer.eval_batch_size={half} or augmentation.size={max(32, min(h, w) // 2)}",
             code=Exit.MACHINE,
-        ) from error
+        )
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return UserError(
+            f"torch.compile does not work here: {text.splitlines()[0]}",
+            field="trainer.compile",
+            advice="take trainer.compile=false, or install a C++ compiler",
+            code=Exit.MACHINE,
+        )
+    if "deterministic" in text and "use_deterministic_algorithms" in text:
+        return UserError(
+            text.split(". ")[0],
+            field="trainer.deterministic",
+            advice="take trainer.deterministic=false, or another model or device",
+            code=Exit.MACHINE,
+        )
+    return None
