@@ -16,10 +16,19 @@ EXAMPLES = {
         "cnnctl eval checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 split=val",
     ],
     "predict": [
-        "cnnctl predict checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 input=photos/"
+        "cnnctl predict input=photo.jpg",
+        "cnnctl predict checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 input=photos/",
+        "cnnctl predict input='photos/*.png' pictures=false",
     ],
     "info": ["cnnctl info model=resnet20 data=cifar10"],
     "data": ["cnnctl data list", "cnnctl data show data=mnist", "cnnctl data check data=cifar10"],
+}
+NOTES = {
+    "predict": [
+        "Images are brought to the size of the training images and otherwise left as they are:",
+        "a network that learnt white digits on black (digits, mnist) takes ink on paper for",
+        "something else. Crop and invert such photos first.",
+    ],
 }
 FLAGS = [
     ("-m, --multirun", "run every combination of values separated by commas (train)"),
@@ -43,6 +52,7 @@ def command(name: str, summary: str, primary: str) -> str:
     conf = _conf_dir()
     lines = [f"cnnctl {name}: {summary}", "", "examples:"]
     lines += [f"  {example}" for example in EXAMPLES[name]]
+    lines += ["", *NOTES[name]] if name in NOTES else []
     if primary == "train":
         lines += ["", "groups (choose with group=option):"]
         for folder in sorted(path for path in conf.iterdir() if path.is_dir()):

@@ -70,7 +70,7 @@ def classify() -> Task:
         draw_evaluation=_draw_classification,
         describe=_ranked_classes,
         annotate=lambda image, said: pictures.annotated(
-            image, _class_and_probability(said), [tuple(row.values()) for row in said["top"]]
+            image, _class_and_probability(said), [tuple(row.values()) for row in said["top"][:5]]
         ),
         headline=_class_and_probability,
         table=_best_and_worst_class,

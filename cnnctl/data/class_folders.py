@@ -68,6 +68,12 @@ def has_images(folder: Path) -> bool:
     return any(True for _ in _walk(os.fsencode(folder), Counter()))
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Every image in ``folder`` and its sub-folders, in the order of their names' bytes."""
+    found = sorted(path for path, _ in _walk(os.fsencode(folder), Counter()))
+    return [Path(os.fsdecode(path)) for path in found]
+
+
 def _class_names(folder: Path, ignored: Counter[str]) -> Iterator[bytes]:
     for entry in _listing(os.fsencode(folder)):
         kind = _kind(entry)

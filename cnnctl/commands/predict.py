@@ -1,0 +1,270 @@
+"""``cnnctl predict``: what a checkpoint says of the user's own images; its data is not needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from omegaconf import DictConfig
+from rich.markup import escape
+from torch import Tensor
+
+from cnnctl import build
+from cnnctl.commands.eval import load, locate, rebuild
+from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.base import Dataset
+from cnnctl.data.image_file import printable
+from cnnctl.data.loaders import Normalize
+from cnnctl.data.own_images import Item, find_images, read_ahead
+from cnnctl.engine import checkpoint
+from cnnctl.engine.checkpoint import State
+from cnnctl.engine.console import Console
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.machine import Machine, cores, faults_explained
+from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import Model
+from cnnctl.structures import Images
+from cnnctl.tasks import Description, Task
+
+_THREADS = 8  # that read images while the network computes
+_LISTED = 20  # images on the console
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint knows of the data that it was trained on; see ``build.facts``."""
+
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mirror: bool = False  # for training only
+
+    @classmethod
+    def of(cls, state: State) -> Facts:
+        native = state["native"]
+        return cls(
+            tuple(state["classes"]),
+            state["channels"],
+            (native[0], native[1]) if native else None,
+            tuple(state["mean"]),
+            tuple(state["std"]),
+        )
+
+
+def run(settings: DictConfig, overrides: list[str]) -> int:
+    """The command; ``overrides`` change the checkpoint's own configuration.
+
+    Returns:
+        ``Exit.DATA`` where an image could not be read (the others are predicted).
+    """
+    top, drawn = _numbers(settings)
+    path = locate(settings)
+    output = _output(settings.output, path)
+    files = find_images(settings.input, output)
+    console = Console()
+    console.say(f"checkpoint: {path}")
+    state = checkpoint.read(path)
+    config, _ = rebuild(state, path, settings, overrides)
+    trainer, task, facts = build.trainer(config), build.task(config), Facts.of(state)
+    machine = trainer.machine(Processes())
+    augmentation = build.augmentation(config, facts)
+    model = load(config, state, facts, augmentation.size)
+    machine.place(model).eval()
+    predictor = Predictor(task, model, machine, augmentation, facts, top)
+    root = Path(os.path.commonpath([os.path.normpath(file.parent) for file in files]))
+    said, broken, pictures = [], 0, 0
+    with (
+        faults_explained(trainer.eval_batch_size, augmentation.size),
+        _whole(output / "predictions.jsonl") as lines,
+        console.progress(),
+    ):
+        bar = console.bar("predict", len(files))
+        for item, description in predictor(files, trainer.eval_batch_size, drawn):
+            bar.advance(bar.done + 1)
+            if description is None:
+                broken += 1
+                print(f"left out: {item.problem}", file=sys.stderr)
+                continue
+            record = {"file": printable(item.path), **description}
+            lines.write(json.dumps(record, allow_nan=False) + "\n")
+            name = Path(os.path.normpath(item.path)).relative_to(root)
+            if item.original is not None:
+                picture = task.annotate(item.original, description)
+                pictures += 1
+                _write_picture(picture, output / "pictures" / name)
+            if len(said) < _LISTED:
+                said.append((escape(printable(name)), escape(task.headline(description))))
+    _summarise(console, said, len(files) - broken, broken, pictures, output)
+    return Exit.DATA if broken else Exit.DONE
+
+
+def _numbers(settings: DictConfig) -> tuple[int, int]:
+    """``top`` and the number of images to annotate."""
+    top, pictures = settings.top, settings.pictures
+    if type(top) is not int or top < 1:
+        raise UserError(f"must be a whole number from 1, not {top!r}", field="top")
+    if type(pictures) is bool:
+        return top, sys.maxsize if pictures else 0
+    if type(pictures) is not int or pictures < 0:
+        raise UserError(f"must be true, false or how many, not {pictures!r}", field="pictures")
+    return top, pictures
+
+
+def _output(wanted: Any, path: Path) -> Path:
+    """The folder to write to, made where it is absent."""
+    output = path.parent / "predict" if wanted is None else Path(str(wanted)).expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError("is a file, not a folder", file=output, field="output") from None
+    except OSError as error:
+        raise _unwritable(error, output) from None
+    return output.absolute()
+
+
+class Predictor:
+    """Files in, descriptions out, in order."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: Model,
+        machine: Machine,
+        augmentation: Augmentation,
+        facts: Facts,
+        top: int,
+    ) -> None:
+        self.task, self.model, self.machine = task, model, machine
+        self.augmentation, self.facts, self.top = augmentation, facts, top
+        self.normalize = Normalize(cast(Dataset, facts), machine.device)  # its mean and std
+
+    def __call__(
+        self, files: Sequence[Path], batch_size: int, drawn: int
+    ) -> Iterator[tuple[Item, Description | None]]:
+        """Each file and what is said of it, None where it could not be read.
+
+        Args:
+            drawn: how many, from the first, keep their original for a picture.
+        """
+        waiting: list[Item] = []
+        readable = 0
+        threads = min(_THREADS, cores())
+        items = read_ahead(
+            files,
+            self.facts.channels,
+            self.augmentation.sample_eval,
+            threads=threads,
+            ahead=batch_size + threads,
+            originals=drawn,
+        )
+        for item in items:
+            waiting.append(item)
+            readable += item.problem is None
+            if readable == batch_size:
+                yield from self._describe(waiting)
+                waiting, readable = [], 0
+        yield from self._describe(waiting)
+
+    @torch.inference_mode()
+    def _describe(self, items: list[Item]) -> list[tuple[Item, Description | None]]:
+        pixels = [item.pixels for item in items if item.pixels is not None]
+        descriptions: Iterator[Description] = iter(())
+        if pixels:
+            batch = self.normalize(torch.stack(pixels).to(self.machine.device))
+            sizes = [self.augmentation.size] * len(pixels)
+            with self.machine.autocast():
+                predictions = self.model.predict(Images(batch, sizes, sizes))
+            if any(column.isnan().any() for column in vars(predictions).values()):
+                raise UserError(
+                    "the network's output is not a number: the training had diverged",
+                    field="checkpoint",
+                    code=Exit.CHECKPOINT,
+                )
+            descriptions = iter(self.task.describe(predictions, self.facts.classes, self.top))
+        return [(item, None if item.pixels is None else next(descriptions)) for item in items]
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[_Lines]:
+    """A text file that is there when the block ends without an error, and else as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _writing(path):
+            file = temporary.open("w", encoding="utf-8")
+        with file:
+            yield _Lines(file, path)
+            with _writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _writing(path):
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class _Lines:
+    file: IO[str]
+    path: Path
+
+    def write(self, text: str) -> None:
+        with _writing(self.path):
+            self.file.write(text)
+
+
+def _write_picture(picture: Tensor, place: Path) -> None:
+    """``place`` with .png behind the image's own name, so that a.jpg and a.png stay apart."""
+    from PIL import Image
+
+    path = place.with_name(f"{place.name}.png")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.numpy()).save(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(error, path) from None
+
+
+def _unwritable(error: OSError, path: Path) -> UserError:
+    return UserError(
+        f"cannot be written: {error.strerror or error}",
+        file=printable(path),
+        field="output",
+        advice="output=<another folder>",
+        code=Exit.MACHINE,
+    )
+
+
+def _summarise(
+    console: Console,
+    said: list[tuple[str, str]],
+    predicted: int,
+    broken: int,
+    pictures: int,
+    output: Path,
+) -> None:
+    if said:
+        console.table(f"{predicted:,} image{'s'[: predicted != 1]}", ("image", "predicted"), said)
+    if predicted > len(said):
+        console.say(f"and {predicted - len(said):,} more in the file")
+    console.say(f"written: {output / 'predictions.jsonl'}")
+    if pictures:
+        count = "" if pictures == predicted else f" of the first {pictures:,}"
+        console.say(f"pictures{count}: {output / 'pictures'}")
+    if broken:
+        console.say(f"left out: {broken:,} that could not be read")
