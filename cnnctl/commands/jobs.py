@@ -90,7 +90,9 @@ def run(job: Job, directory: Path, report: Report | None = None) -> int:
             shutil.rmtree(directory / "tensorboard", ignore_errors=True)
         request = train.Request(job.config, job.chosen, directory, resumed)
         request.reserved, request.report = True, report
-        return train.run(request)
+        code = train.run(request)
+        # Of several processes the one that failed has printed why.
+        return _failed(job, directory, code, "a process of the run failed") if code else code
     except Pruned:
         write_json(directory / "pruned.json", {"overrides": job.overrides})
         return Exit.DONE
@@ -108,8 +110,8 @@ def run(job: Job, directory: Path, report: Report | None = None) -> int:
         gc.collect()  # the next job in this process starts with the memory of this one
 
 
-def _failed(job: Job, directory: Path, code: Exit, problem: str) -> int:
-    if code < 128:  # else a signal, which its processes have passed on as a failure
+def _failed(job: Job, directory: Path, code: int, problem: str) -> int:
+    if code < 128:  # else it was asked to stop
         what = {"code": int(code), "problem": problem, "overrides": job.overrides}
         write_json(directory / "error.json", what)
     return code
