@@ -127,12 +127,9 @@ def caught_writing(run: Path) -> bool:
     return bool(halves) or ((run / "previous.pt").exists() and not (run / "last.pt").exists())
 
 
-def readable(run: Path) -> bool:
-    try:
-        Checkpoints(run, clean=False).load_last()
-    except UserError:
-        return False
-    return True
+def begun(run: Path) -> bool:
+    """Is there anything to resume from, whole or not?"""
+    return (run / "last.pt").exists() or (run / "previous.pt").exists()
 
 
 def harness(kills: int, seed: int, folder: Path, *, in_place: bool = False) -> Outcome:
@@ -143,34 +140,36 @@ def harness(kills: int, seed: int, folder: Path, *, in_place: bool = False) -> O
     if finish(("train", f"hydra.run.dir={reference}", *RUN), log, in_place=False):
         raise RuntimeError(log.read_text())
     whole = time.monotonic() - began  # seconds
-    for number in range(10 * kills):
-        run = folder / f"run-{number}"
+    while outcome.kills < kills:
+        run = folder / f"run-{outcome.kills}"
         command: tuple[str, ...] = ("train", f"hydra.run.dir={run}", *RUN)
         code = None
         while code is None and outcome.kills < kills:
-            code = kill(command, log, generator.uniform(0.1, 0.6) * whole, in_place=in_place)
+            after = generator.uniform(0.1, 0.6) * whole
+            code = kill(command, log, after, in_place=in_place)
             if code is None:
                 outcome.kills += 1
                 outcome.in_a_write += caught_writing(run)
-            if (run / "last.pt").exists() or (run / "previous.pt").exists():
-                command = ("train", f"resume={run}")
-                if not readable(run):
-                    break
-            elif code is None:
-                outcome.before_the_first += 1
-                run = run.with_name(f"{run.name}+")
-                command = ("train", f"hydra.run.dir={run}", *RUN)
-        if code is None and readable(run):
+                if not begun(run):
+                    outcome.before_the_first += 1
+                    run = folder / f"run-{outcome.kills}"
+                    command = ("train", f"hydra.run.dir={run}", *RUN)
+                else:
+                    command = ("train", f"resume={run}")
+        if code is None:
             code = finish(command, log, in_place=in_place)
-        if code == 0:
-            found = compare(reference, run)
-            outcome.equal += not found
-            outcome.different += [f"{run.name}: {', '.join(found[:3])}"] if found else []
-        else:
-            outcome.lost.append(f"{run.name}: {'not readable' if code is None else f'exit {code}'}")
-        if outcome.kills >= kills:
-            break
+        judge(outcome, reference, run, code)
     return outcome
+
+
+def judge(outcome: Outcome, reference: Path, run: Path, code: int) -> None:
+    """Count a run that came to its end, or could not."""
+    if code:
+        outcome.lost.append(f"{run.name}: exit code {code}")
+    elif found := compare(reference, run):
+        outcome.different.append(f"{run.name}: {', '.join(found[:3])}")
+    else:
+        outcome.equal += 1
 
 
 def compare(reference: Path, run: Path) -> list[str]:
