@@ -18,6 +18,7 @@ from cnnctl.errors import Exit, UserError, nearest
 
 COMMANDS = {
     "train": "train a network; resume= continues a run",
+    "tune": "search hyperparameters with Optuna; study= continues a search",
     "eval": "score a checkpoint on a split of the data",
     "predict": "classes of your own images, as JSON lines and pictures",
     "info": "layers, parameters, FLOPs and receptive field of a network, before any training",
@@ -31,7 +32,14 @@ _SWITCHES = {
     "--multirun": "sweep",
     "--traceback": "traceback",
 }
-PRIMARY = {"train": "train", "info": "train", "data": "train", "eval": "eval", "predict": "predict"}
+PRIMARY = {
+    "train": "train",
+    "tune": "tune",
+    "info": "train",
+    "data": "train",
+    "eval": "eval",
+    "predict": "predict",
+}
 
 
 @dataclass
@@ -145,6 +153,8 @@ def parse(arguments: list[str]) -> Call:
             call.overrides.append(word)
     if call.sweep and command != "train":
         raise UserError(f"{command} does not sweep", field="-m", advice="train does")
+    if call.sweep and call.show:
+        raise UserError("shows one job, not a sweep", field="--cfg", advice="leave -m out")
     return call
 
 
@@ -172,7 +182,7 @@ def _run(call: Call) -> int:
 
         return sweep.run(call.overrides, call.config_dir)
     own, others = call.overrides, []
-    if call.command in ("eval", "predict"):
+    if call.command in ("eval", "predict", "tune"):
         own, others = compose.split_own(PRIMARY[call.command], call.overrides)
     elif call.command == "train" and any(text.startswith("resume=") for text in own):
         # The run's own configuration counts, not the one composed today.
@@ -205,6 +215,10 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
         from cnnctl.commands import predict
 
         return predict.run(settings, others)
+    if call.command == "tune":
+        from cnnctl.commands import tune
+
+        return tune.run(settings, others, call.config_dir)
     if call.command == "info":
         from cnnctl.commands import info
 

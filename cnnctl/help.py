@@ -11,6 +11,10 @@ EXAMPLES = {
         "cnnctl train -m optimizer.lr=0.1,0.01 model=lenet,mlp",
         "cnnctl train resume=outputs/classify/lenet/2026-01-31_12-00-00",
     ],
+    "tune": [
+        "cnnctl tune 'optimizer.lr=tag(log,interval(1e-3,1))' model=lenet,mlp trials=20",
+        "cnnctl tune 'trainer.batch_size=choice(32,64,128)' study=outputs/classify/studies/mine",
+    ],
     "eval": [
         "cnnctl eval",
         "cnnctl eval checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 split=val",

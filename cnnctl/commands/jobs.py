@@ -92,25 +92,26 @@ def run(job: Job, directory: Path, report: Report | None = None) -> int:
         request.reserved, request.report = True, report
         code = train.run(request)
         # Of several processes the one that failed has printed why.
-        return _failed(job, directory, code, "a process of the run failed") if code else code
+        return record_failure(job, directory, code, "a process of the run failed") if code else code
     except Pruned:
         write_json(directory / "pruned.json", {"overrides": job.overrides})
         return Exit.DONE
     except UserError as error:
         cli.report(error)
-        return _failed(job, directory, error.code, str(error))
+        return record_failure(job, directory, error.code, str(error))
     except Exception as error:
         (directory / "crash.txt").write_text(traceback.format_exc())
         problem = f"a fault in cnnctl: {type(error).__name__}: {error}"
         crash = directory / "crash.txt"
         cli.report(UserError(problem, advice=f"the traceback is in {crash}; please report it"))
-        return _failed(job, directory, Exit.BUG, problem)
+        return record_failure(job, directory, Exit.BUG, problem)
     finally:
         os.environ.pop("CNNCTL_RUN", None)
         gc.collect()  # the next job in this process starts with the memory of this one
 
 
-def _failed(job: Job, directory: Path, code: int, problem: str) -> int:
+def record_failure(job: Job, directory: Path, code: int, problem: str) -> int:
+    """Keep in error.json why a job failed; returns ``code``."""
     if code < 128:  # else it was asked to stop
         what = {"code": int(code), "problem": problem, "overrides": job.overrides}
         write_json(directory / "error.json", what)
@@ -119,9 +120,9 @@ def _failed(job: Job, directory: Path, code: int, problem: str) -> int:
 
 def look(job: Job, directory: Path) -> Result:
     """What the files in a job's directory say."""
-    if error := _read_json(directory / "error.json"):
+    if error := read_json(directory / "error.json"):
         return Result(job, FAILED, error=error)
-    if summary := _read_json(directory / "summary.json"):
+    if summary := read_json(directory / "summary.json"):
         return Result(job, DONE, summary)
     if (directory / "pruned.json").exists():
         return Result(job, PRUNED)
@@ -174,7 +175,7 @@ def show_table(console: Console, title: str, results: Sequence[Result]) -> None:
     """The ranked table on the screen, and below it why the failed ones failed."""
     keys = _keys(results)
     monitors = list(dict.fromkeys(r.summary["monitor"] for r in results if r.summary))
-    tests = [name for name in _names(results, "test") if name in (*monitors, "loss")]
+    tests = [name for name in _names(results, "test") if name in monitors]
     columns = ["", *(_short(keys) or ["job"]), *(f"val {name}" for name in monitors), "step"]
     columns += [*(f"test {name}" for name in tests), "seconds", "status"]
     rows = []
@@ -205,7 +206,7 @@ def write_plan(path: Path, jobs: Sequence[Job], **more: Any) -> None:
 
 def read_plan(path: Path) -> list[Job]:
     """Raises UserError (code 4) where the file is not a plan of ours."""
-    plan = _read_json(path)
+    plan = read_json(path)
     try:
         if plan["format"] != FORMAT:
             raise KeyError
@@ -223,7 +224,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=1).encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Empty where the file is absent or damaged."""
     try:
         content = json.loads(path.read_text())

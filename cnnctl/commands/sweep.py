@@ -103,21 +103,23 @@ def claim(wanted: Path, given: bool, plan: str = PLAN) -> RunDirectory:
     return RunDirectory.reopen(wanted)
 
 
-def check_same(old: Sequence[Job], new: Sequence[Job], directory: Path) -> None:
-    """Refuse another sweep than the one that the directory holds."""
+def check_same(
+    old: Sequence[Job], new: Sequence[Job], directory: Path, key: str = "hydra.sweep.dir"
+) -> None:
+    """Refuse another sweep than the one that the directory, named by ``key``, holds."""
     problem = None
     if [job.name for job in old] != [job.name for job in new]:
         first = f" ({old[0]}, ...)" if old else ""
         problem = f"holds another sweep, of {len(old)} jobs{first}"
     for before, after in zip(old, new, strict=False):
         ours, theirs = dict(compose.flat(after.config)), dict(compose.flat(before.config))
-        for key in (*theirs, *(key for key in ours if key not in theirs)):
-            if problem is None and key not in HARMLESS and ours.get(key) != theirs.get(key):
-                was, now = theirs.get(key), ours.get(key)
-                problem = f"holds another sweep: {key} was {was} there and would be {now}"
+        for name in (*theirs, *(name for name in ours if name not in theirs)):
+            if problem is None and name not in HARMLESS and ours.get(name) != theirs.get(name):
+                was, now = theirs.get(name), ours.get(name)
+                problem = f"holds another sweep: {name} was {was} there and would be {now}"
     if problem:
-        advice = "give this one a hydra.sweep.dir of its own"
-        raise UserError(problem, file=directory, field="hydra.sweep.dir", advice=advice)
+        advice = f"give this one another directory with {key}="
+        raise UserError(problem, file=directory, field=key, advice=advice)
 
 
 def _sweep(plan: list[Job], directory: Path, launch: Launch, flag: StopFlag, again: str) -> int:
