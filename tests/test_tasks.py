@@ -1,0 +1,144 @@
+"""What the task record of classify draws and says, by hand-made batches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cnnctl import pictures, tasks
+from cnnctl.data.base import ArrayDataset
+from cnnctl.structures import Batch, Images, Predictions, Targets
+
+CLASSES = ("cat", "dog", "owl")
+TASK = tasks.classify()
+
+
+class Three(ArrayDataset):
+    classes = CLASSES
+    mean, std = (0.5,), (0.25,)
+
+
+@pytest.fixture
+def data() -> Three:
+    pixels = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 1, 4, 4) * 40
+    return Three(pixels.contiguous(), torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+def batch_of(data: Three, chosen: slice, label=None) -> Batch:
+    pixels = (data.pixels[chosen].float() / 255 - 0.5) / 0.25
+    ids = torch.arange(6)[chosen]
+    targets = Targets(ids, label=data.labels[chosen] if label is None else label)
+    return Batch(Images(pixels, [(4, 4)] * len(ids), [(4, 4)] * len(ids)), targets)
+
+
+def predictions(*rows: tuple[float, ...]) -> Predictions:
+    return Predictions(log_probs=torch.tensor(rows).log())
+
+
+def count(picture, colour) -> int:
+    return int((picture == torch.tensor(colour, dtype=torch.uint8)).all(2).sum())
+
+
+SAID = (
+    (0.9, 0.1, 0.0),  # cat, right
+    (0.1, 0.8, 0.1),  # dog, right
+    (0.7, 0.2, 0.1),  # owl, wrong
+    (0.3, 0.4, 0.3),  # cat, wrong
+    (0.2, 0.2, 0.6),  # dog, wrong
+    (0.1, 0.2, 0.7),  # owl, right
+)
+
+
+def test_training_batch(data):
+    batch = batch_of(data, slice(0, 4))
+    before = copy.deepcopy(batch)
+    drawn = TASK.draw_batch(batch, data)
+    assert list(drawn) == ["train/batch"]
+    for grey in (40, 80, 120):
+        assert count(drawn["train/batch"], (grey,) * 3) >= 128 * 128
+    assert torch.equal(batch.images.pixels, before.images.pixels)
+    assert vars(batch.targets).keys() == vars(before.targets).keys()
+    assert str(batch.targets) == str(before.targets)
+
+
+def test_training_batch_with_soft_labels_has_two_lines(data):
+    hard = TASK.draw_batch(batch_of(data, slice(0, 2)), data)["train/batch"]
+    soft = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.0, 1.0]])
+    mixed = TASK.draw_batch(batch_of(data, slice(0, 2), soft), data)["train/batch"]
+    assert mixed.shape[0] > hard.shape[0]
+
+
+def test_evaluation(data):
+    evaluator = TASK.evaluator(CLASSES)
+    seen = []
+    for chosen in (slice(0, 4), slice(4, 6)):
+        batch, said = batch_of(data, chosen), predictions(*SAID[chosen])
+        evaluator.update(said, batch.targets)
+        seen.append((batch, said))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    drawn = TASK.draw_evaluation(seen, evaluator, model, data)  # pyright: ignore
+    assert list(drawn) == [
+        *("val/predictions", "val/mistakes", "val/confusion"),
+        *("val/class_accuracy", "weights/first_layer"),
+    ]
+    border = (128 + 10) ** 2 - 128**2
+    right, wrong = (
+        count(drawn["val/predictions"], colour) // border
+        for colour in (pictures.RIGHT, pictures.WRONG)
+    )
+    assert (right, wrong) == (3, 3)  # text in the same colour adds less than one border
+
+
+def test_mistakes_are_of_the_whole_split_the_worst_first(data):
+    evaluator = TASK.evaluator(CLASSES)
+    evaluator.update(predictions(*SAID), batch_of(data, slice(0, 6)).targets)
+    picture = tasks._draw_mistakes(evaluator, data)
+    assert picture is not None
+    places = {
+        index: int((picture == index * 40).all(2).sum(0).argmax())
+        for index in (2, 3, 4)  # the wrong ones, by their grey
+    }
+    assert sorted(places, key=lambda index: places[index]) == [2, 4, 3]  # p = 0.1, 0.2, 0.3
+    assert count(picture, (200, 200, 200)) < 128 * 128  # not one that was right
+
+
+def test_no_mistakes_no_picture(data):
+    evaluator = TASK.evaluator(CLASSES)
+    evaluator.update(predictions(*SAID[:2]), batch_of(data, slice(0, 2)).targets)
+    assert tasks._draw_mistakes(evaluator, data) is None
+
+
+def test_a_constant_output_is_drawn_as_wrong(data):
+    """Ties count against the network, in the pictures as in the metrics."""
+    batch, third = batch_of(data, slice(0, 2)), 1 / 3
+    picture = tasks._draw_predictions([(batch, predictions(*[(third,) * 3] * 2))], data)
+    assert count(picture, pictures.RIGHT) == 0
+    assert count(picture, pictures.WRONG) > 0
+
+
+def test_description():
+    first, second = TASK.describe(predictions(SAID[0], SAID[4]), CLASSES, 2)
+    assert first["class"] == "cat"
+    assert first["probability"] == pytest.approx(0.9)
+    assert [row["class"] for row in first["top"]] == ["cat", "dog"]
+    assert [row["probability"] for row in first["top"]] == pytest.approx([0.9, 0.1])
+    assert second["class"] == second["top"][0]["class"] == "owl"
+    assert TASK.headline(first) == "cat (90%)"
+
+
+def test_description_of_fewer_classes_than_asked_for():
+    (said,) = TASK.describe(predictions(SAID[0]), CLASSES, 100)
+    assert [row["class"] for row in said["top"]] == ["cat", "dog", "owl"]
+
+
+def test_annotation_is_the_image_and_the_five_best():
+    names = [f"class {index}" for index in range(20)]
+    (said,) = TASK.describe(Predictions(log_probs=torch.linspace(0, 3, 20)[None]), names, 20)
+    image = torch.full((1, 4, 4), 99, dtype=torch.uint8)
+    assert len(said["top"]) == 20
+    said = {**said, "top": [{**row, "probability": 0.05} for row in said["top"]]}
+    few = {**said, "top": said["top"][:5]}
+    assert torch.equal(TASK.annotate(image, said), TASK.annotate(image, few))
