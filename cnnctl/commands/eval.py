@@ -146,7 +146,7 @@ def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> 
 def write_scores(directory: Path, split: str, scores: Scores) -> Path:
     """eval-<split>.json in the run directory: metrics, per-class accuracy, confusion matrix."""
     path = directory / f"eval-{split}.json"
-    details = scores.evaluator.details() if hasattr(scores.evaluator, "details") else {}
+    details = scores.evaluator.details()
     record = {"split": split, "images": scores.images, **scores.metrics, **details}
     checkpoint.write_whole(path, json.dumps(record, indent=1).encode())
     return path

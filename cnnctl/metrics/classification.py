@@ -8,6 +8,7 @@ the batch size or on how the images were dealt out to processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,14 @@ class ClassificationEvaluator:
         hits, totals = counts.diagonal().tolist(), counts.sum(1).tolist()
         rows = zip(self.classes, hits, totals, strict=True)
         return {name: hit / total for name, hit, total in rows if total}
+
+    def details(self) -> dict[str, Any]:
+        """What a program may want beside the metrics: per-class accuracy, confusion matrix."""
+        return {
+            "classes": list(self.classes),
+            "per_class": self.per_class(),
+            "confusion": self.confusion().tolist(),
+        }
 
     def compute(self) -> dict[str, float]:
         """top1, top5 (only with more than five classes), nll; fractions and nats. Empty: {}."""

@@ -207,3 +207,15 @@ def test_published_networks_score_what_was_published(network):
     assert round(100 * evaluator.compute()["top1"], 2) == PUBLISHED[network]
     expected = sklearn_confusion(label, predicted)
     np.testing.assert_array_equal(evaluator.confusion(), expected)
+
+
+def test_details_hold_the_confusion_matrix_and_each_class() -> None:
+    evaluator = ClassificationEvaluator(("a", "b", "c"))
+    scores = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]]).log()
+    targets = Targets(image_id=torch.arange(3), label=torch.tensor([0, 1, 1]))
+    evaluator.update(Predictions(log_probs=scores), targets)
+    assert evaluator.details() == {
+        "classes": ["a", "b", "c"],
+        "per_class": {"a": 1.0, "b": 0.5},
+        "confusion": [[1, 0, 0], [1, 1, 0], [0, 0, 0]],
+    }
