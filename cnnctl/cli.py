@@ -7,14 +7,13 @@ command line are answered at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from cnnctl.errors import Exit, UserError, nearest
+from cnnctl.outcome import run
 
 COMMANDS = {
     "train": "train a network; resume= continues a run",
@@ -62,51 +61,6 @@ def main(arguments: list[str] | None = None) -> None:
     # Two threads that spin while they wait are slower than one beside a busy neighbour.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(lambda: _main(arguments), debug="--traceback" in arguments))
-
-
-def run(action: Callable[[], int], *, debug: bool = False) -> int:
-    """The exit code of ``action``; a failure is reported and becomes one."""
-    try:
-        code = action()
-    except UserError as error:
-        report(error)
-        if debug:
-            traceback.print_exc()
-        code = error.code
-    except KeyboardInterrupt:
-        code = Exit.INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
-    except Exception:
-        code = _bug()
-    sys.stdout.flush()
-    return int(code)
-
-
-def report(error: UserError) -> None:
-    """One sentence on stderr, and one line of advice."""
-    print(f"error: {error}", file=sys.stderr)
-    if error.advice:
-        print(error.advice, file=sys.stderr)
-
-
-def _bug() -> Exit:
-    """Something is wrong in cnnctl: say so, and keep the traceback for the report."""
-    from pathlib import Path
-
-    text = traceback.format_exc()
-    run = os.environ.get("CNNCTL_RUN")  # set once a run has its directory
-    try:
-        path = Path(run or ".").absolute() / ("crash.txt" if run else "cnnctl-crash.txt")
-        path.write_text(text)
-        where = f"the traceback is in {path}"
-    except OSError:
-        print(text, file=sys.stderr)
-        where = "the traceback is above"
-    last = text.strip().splitlines()[-1]
-    print(f"error: a fault in cnnctl: {last}\n{where}; please report it", file=sys.stderr)
-    return Exit.BUG
 
 
 def _main(arguments: list[str]) -> int:

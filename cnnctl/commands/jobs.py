@@ -21,7 +21,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cnnctl import build, cli
+from cnnctl import build, outcome
 from cnnctl.commands import train
 from cnnctl.engine.checkpoint import write_whole
 from cnnctl.engine.console import Console
@@ -97,13 +97,13 @@ def run(job: Job, directory: Path, report: Report | None = None) -> int:
         write_json(directory / "pruned.json", {"overrides": job.overrides})
         return Exit.DONE
     except UserError as error:
-        cli.report(error)
+        outcome.report(error)
         return record_failure(job, directory, error.code, str(error))
     except Exception as error:
         (directory / "crash.txt").write_text(traceback.format_exc())
         problem = f"a fault in cnnctl: {type(error).__name__}: {error}"
         crash = directory / "crash.txt"
-        cli.report(UserError(problem, advice=f"the traceback is in {crash}; please report it"))
+        outcome.report(UserError(problem, advice=f"the traceback is in {crash}; please report it"))
         return record_failure(job, directory, Exit.BUG, problem)
     finally:
         os.environ.pop("CNNCTL_RUN", None)

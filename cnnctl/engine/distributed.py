@@ -113,8 +113,6 @@ def launch(count: int, entry: Callable[..., None], *arguments: Any) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for noisy in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -127,6 +125,7 @@ def launch(count: int, entry: Callable[..., None], *arguments: Any) -> int:
         start_method="spawn",
         shutdown_timeout=GRACE,
     )
+    logging.disable(logging.CRITICAL)  # of the launcher: the processes say what there is to say
     try:
         elastic_launch(config, entry)(*arguments)
     except SignalException as stopped:
@@ -140,4 +139,6 @@ def launch(count: int, entry: Callable[..., None], *arguments: Any) -> int:
             advice="signal 9 is most often a lack of memory; resume goes on from the last save",
             code=Exit.MACHINE,
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     return Exit.DONE

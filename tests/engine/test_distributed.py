@@ -1,0 +1,238 @@
+"""Two processes with gloo on the CPU: the same data, losses, scores and manners as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.digits import Digits
+from cnnctl.data.loaders import ResidentLoader, Share, StreamingLoader
+from cnnctl.engine import checkpoint, distributed
+from cnnctl.engine.distributed import Processes
+
+# The folder in which a process started by a test finds the modules beside this one.
+HERE = {"PYTHONPATH": str(Path(__file__).parent)}
+RUN = ("schedule=constant", "schedule.warmup=0", "trainer.eval_batch_size=50")
+
+
+def alone() -> dict[str, str]:
+    """The environment without what a torchrun above these tests might have left."""
+    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def start(*arguments: str, cwd: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "cnnctl", *arguments],
+        cwd=cwd,
+        env=alone() | HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny, train):
+    """Folder with the same run by one process (`one`), by two (`two`), and by torchrun."""
+    folder = tmp_path_factory.mktemp("distributed")
+    settings = [*tiny, *RUN, "trainer.test=true"]
+    settings.remove("trainer.test=false")
+    two = start("train", "hydra.run.dir=two", *settings, "trainer.devices=2", cwd=folder)
+    assert train(folder / "one", *RUN, "trainer.test=true") == 0
+    code, out, err = ended(two)
+    assert (code, err) == (0, ""), err
+    (folder / "two.txt").write_text(out)
+    return folder
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_losses_and_weights_are_those_of_one_process(runs):
+    """Up to the order of additions."""
+    one, two = records(runs / "one"), records(runs / "two")
+    assert [r["step"] for r in one] == [r["step"] for r in two]
+    for single, double in zip(one, two, strict=True):
+        for name in single.keys() & {"train/loss", "val/loss", "val/nll"}:
+            assert double[name] == pytest.approx(single[name], rel=1e-5), name
+    weights = [checkpoint.read(runs / name / "last.pt")["model"] for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_one_run_directory_and_one_voice(runs):
+    assert {path.name for path in runs.iterdir()} == {"one", "two", "two.txt"}
+    assert not list(runs.rglob("crash.txt"))
+    out = (runs / "two.txt").read_text()
+    assert out.count("2 process(es)") == 1
+    assert out.count("summary") == 1
+    names = [{path.name for path in (runs / run).iterdir()} for run in ("one", "two")]
+    assert names[0] == names[1]
+
+
+def test_scores_are_those_of_one_process_to_the_last_digit(runs, command):
+    """What two processes scored at the end, one scores again from their checkpoint."""
+    by_two = (runs / "two" / "eval-test.json").read_bytes()
+    assert command("eval", f"checkpoint={runs / 'two' / 'best.pt'}") == 0
+    assert (runs / "two" / "eval-test.json").read_bytes() == by_two
+    by_one = json.loads((runs / "one" / "eval-test.json").read_text())
+    assert by_one.keys() == json.loads(by_two).keys() >= {"top1", "top5", "nll", "loss", "images"}
+    assert by_one["images"] == json.loads(by_two)["images"] == 360
+
+
+def test_a_resume_needs_as_many_processes(runs, command, capsys):
+    assert command("train", f"resume={runs / 'two'}", "trainer.devices=1", "trainer.steps=40") == 4
+    assert "trainer.devices: 2 -> 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "world"), [(1078, 64, 2), (53, 12, 3), (9, 8, 4)]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shares_make_up_the_batch_of_one_process(samples, batch_size, world, streaming):
+    """Sample by sample and in order, with the same augmentation, over three epochs."""
+    data = Digits("train")
+    data.pixels, data.labels = data.pixels[:samples], data.labels[:samples]
+    augmentation = Augmentation(10, False, (8, 8))
+
+    def loader(share: Share):
+        common = (data, augmentation, torch.device("cpu"), 0, share)
+        return StreamingLoader(*common, 0) if streaming else ResidentLoader(*common)
+
+    steps = 3 * (samples // batch_size)
+    whole = list(loader(Share()).train(0, min(steps, 6), batch_size, 0))
+    shares = [
+        list(loader(Share(rank, world)).train(0, min(steps, 6), batch_size, 0))
+        for rank in range(world)
+    ]
+    for step, batch in enumerate(whole):
+        ids = torch.cat([share[step].targets.image_id for share in shares])
+        pixels = torch.cat([share[step].images.pixels for share in shares])
+        assert torch.equal(ids, batch.targets.image_id)
+        assert torch.equal(pixels, batch.images.pixels)
+        assert len(set(ids.tolist())) == batch_size
+    for size in (1, 7, 50, 2000):  # evaluation: every sample once, in batches of one process
+        dealt = sorted(
+            (number, batch.targets.image_id.tolist())
+            for rank in range(world)
+            for number, batch in loader(Share(rank, world)).in_order(size)
+        )
+        assert [number for number, _ in dealt] == list(range(-(-samples // size)))
+        assert [i for _, ids in dealt for i in ids] == list(range(samples))
+
+
+@pytest.mark.slow
+def test_torchrun_resumes_what_it_began(tmp_path, tiny):
+    """``torchrun --nproc-per-node 2 -m cnnctl train``, stopped by SIGTERM, and on from there."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    settings = [name for name in tiny if not name.startswith("trainer.steps")]
+    process = start(
+        "train", "hydra.run.dir=run", *settings, "trainer.steps=1000000", cwd=tmp_path,
+        launcher=launcher,
+    )  # fmt: skip
+    wait_for(tmp_path / "run" / "last.pt", process)
+    process.send_signal(signal.SIGTERM)
+    _, out, _ = ended(process)
+    assert out.count("cnnctl train resume=") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    saved = checkpoint.read(tmp_path / "run" / "last.pt")
+    reached = saved["progress"]["total_steps"]
+    assert reached % 10 == 0
+    assert saved["world"] == 2
+    assert len(saved["pending"]) == 2
+    assert len(saved["pending"][0]) == len(saved["pending"][1]) == reached % 3
+    stop = reached + 5
+    process = start("train", "resume=run", f"trainer.steps={stop}", cwd=tmp_path, launcher=launcher)
+    code, out, err = ended(process)
+    assert code == 0, err
+    assert f"resumed at step {reached}" in out
+    assert checkpoint.read(tmp_path / "run" / "last.pt")["progress"]["total_steps"] == stop
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [
+        (signal.SIGTERM, False, 143),
+        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_the_parent_saves(number, group, code, tmp_path, tiny):
+    """Ctrl-C reaches every process of the terminal's group, and the parent hands it on as well."""
+    settings = [name for name in tiny if not name.startswith("trainer.steps")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnnctl", "train", "hydra.run.dir=run", *settings,
+         "trainer.steps=1000000", "trainer.devices=2"],
+        cwd=tmp_path, env=alone(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "run" / "last.pt", process)
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    returned, out, err = ended(process)
+    assert (returned, err) == (code, "")
+    assert out.count("cnnctl train resume=") == 1
+    saved = checkpoint.read(tmp_path / "run" / "last.pt")["progress"]["total_steps"]
+    assert f"stopped at step {saved}, saved" in out
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_fault_of_one_process_is_one_sentence(rank, tmp_path, tiny):
+    """The other is waiting in a collective call, and has nothing to say."""
+    process = start(
+        "train", "hydra.run.dir=run", *tiny, "trainer.devices=2", "trust=[faulty]",
+        "model._target_=faulty.Faulty", f"+model.rank={rank}", cwd=tmp_path,
+    )  # fmt: skip
+    code, _, err = ended(process)
+    assert err.splitlines() == [f"error: picture {rank}.png: is cut off", "fetch it again"]
+    assert code == 3
+
+
+def test_alone_everything_is_the_identity():
+    processes = Processes()
+    assert processes.first
+    assert processes.gather("x") == ["x"]
+    assert processes.from_first(3) == 3
+    assert distributed.join("cpu") == processes
+    processes.barrier()
+    distributed.leave()
+
+
+def test_other_faults_pass_through():
+    with pytest.raises(distributed.LostPeer), distributed.lost_peers_explained():
+        raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed")
+    with pytest.raises(RuntimeError, match="shape"), distributed.lost_peers_explained():
+        raise RuntimeError("shape '[2, 3]' is invalid")
+
+
+@pytest.mark.parametrize(("world", "message"), [(3, "64 does not divide into 3 processes")])
+def test_a_batch_that_the_world_does_not_divide(world, message):
+    from cnnctl.engine.trainer import Trainer
+    from cnnctl.errors import UserError
+
+    with pytest.raises(UserError, match=message):
+        Trainer(batch_size=64).machine(Processes(0, world, 0))
