@@ -155,12 +155,12 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
 
     settings = compose.settings(config)
     if call.command == "train":
-        from cnnctl.commands import train
+        from cnnctl.commands import request, train
 
         chosen, directory = compose.choices(config), compose.run_dir(config)
         if settings.resume is not None:
-            return train.resume(settings, others)
-        return train.run(train.Request.of(settings, chosen, directory))
+            return train.run(request.resuming(settings, others))
+        return train.run(request.Request.of(settings, chosen, directory))
     if call.command == "eval":
         from cnnctl.commands import eval as evaluation
 

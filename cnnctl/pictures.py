@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SIDE = 128  # pixels of an image in a gallery: 4 x 32, and nearly 5 x 28
 RIGHT, WRONG, BLACK = (26, 140, 80), (204, 41, 32), (20, 20, 20)
 
-_GAP, _BORDER, _FONT, _LINE = 8, 5, 15, 19  # pixels
+_GAP, _BORDER, _FONT, _LINE = 8, 5, 14, 18  # pixels
 _DPI = 100
 _COUNTED, _NAMED = 25, 120  # classes up to which a confusion matrix has its counts, its names
 _BARS = 40  # classes that are shown each with a bar
@@ -265,13 +265,16 @@ def _font(size: int) -> FreeTypeFont | ImageFont:
 
 
 def _cut(text: str, font: Any, width: int) -> str:
-    """One line of ``text`` that is at most ``width`` pixels wide."""
+    """One line of ``text`` that is at most ``width`` pixels wide; a number at its end stays."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    head, _, tail = text.rpartition(" ")
+    number = head and len(tail) < 8 and any(letter.isdigit() for letter in tail)
+    head, end = (head, f"… {tail}") if number else (text, "…")
+    while head and font.getlength(f"{head}{end}") > width:
+        head = head[:-1]
+    return f"{head}{end}"
 
 
 def _short(name: str, length: int = 20) -> str:

@@ -104,7 +104,7 @@ def _draw_classification(
 
 
 def _draw_predictions(seen: Sequence[tuple[Batch, Predictions]], data: Dataset) -> Tensor:
-    """Some images, right (green) or wrong (red), with the probabilities of what was said."""
+    """Some images, right (green) or wrong (red), with what was said, the truth, and how likely."""
     images, captions, colours = [], [], []
     for batch, predictions in seen:
         assert batch.targets.label is not None
@@ -114,11 +114,9 @@ def _draw_predictions(seen: Sequence[tuple[Batch, Predictions]], data: Dataset) 
         for row, label in zip(probabilities, labels, strict=True):
             said = int(predicted_class(row[None], label[None]))
             right = said == int(label)
-            lines = [_with_probability(data.classes[said], float(row[said]))]
-            if not right:
-                truth = _with_probability(data.classes[int(label)], float(row[label]))
-                lines = [f"said {lines[0]}", f"is {truth}"]
-            captions.append(lines)
+            truth = _with_probability(data.classes[int(label)], float(row[label]))
+            line = _with_probability(data.classes[said], float(row[said]))
+            captions.append([line] if right else [line, f"is {truth}"])
             colours.append(pictures.RIGHT if right else pictures.WRONG)
     return pictures.gallery(images, captions, colours)
 
@@ -153,11 +151,11 @@ def _ranked_classes(
 
 
 def _class_and_probability(said: Description) -> str:
-    return _with_probability(said["class"], said["probability"])
+    return f"{said['class']} ({pictures.percent(said['probability'])})"
 
 
 def _with_probability(name: str, probability: float) -> str:
-    return f"{name} ({pictures.percent(probability)})"
+    return f"{name}: {pictures.percent(probability)}"
 
 
 def _best_and_worst_class(evaluator: ClassificationEvaluator) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from cnnctl import build, compose
 from cnnctl.commands.jobs import Job
-from cnnctl.commands.train import Request
+from cnnctl.commands.request import Request
 from cnnctl.errors import UserError
 
 NAME_LENGTH = 100  # of a job's directory; file systems stop at 255 bytes

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from cnnctl import build, outcome
 from cnnctl.commands import train
+from cnnctl.commands.request import Request
 from cnnctl.engine.checkpoint import write_whole
 from cnnctl.engine.console import Console
 from cnnctl.engine.journal import Report, show
@@ -41,7 +42,7 @@ class Job:
         name: of its run directory, below that of the sweep.
         varying: the keys in which the jobs differ, and this one's values.
         overrides: the command line that makes it alone.
-        config, chosen: as in ``train.Request``.
+        config, chosen: as in ``Request``.
     """
 
     name: str
@@ -88,7 +89,7 @@ def run(job: Job, directory: Path, report: Report | None = None) -> int:
         resumed = directory if _half_done(directory) else None
         if resumed is None:  # curves of an attempt that never came to a checkpoint
             shutil.rmtree(directory / "tensorboard", ignore_errors=True)
-        request = train.Request(job.config, job.chosen, directory, resumed)
+        request = Request(job.config, job.chosen, directory, resumed)
         request.reserved, request.report = True, report
         code = train.run(request)
         # Of several processes the one that failed has printed why.

@@ -1,4 +1,4 @@
-"""A search space in Hydra's grammar: ``model=lenet,mlp``, ``range(1,5)``, ``interval(0.01,0.1)``."""
+"""A search space in Hydra's grammar: ``model=lenet,mlp``, ``range(1,5)``, ``interval(0.1,1)``."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build, outcome
+from cnnctl.commands.request import Request, last_checkpoint
+from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State

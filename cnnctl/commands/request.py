@@ -1,0 +1,117 @@
+"""What ``cnnctl train`` is asked to do, as plain values; and what ``resume=`` makes of a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cnnctl import build, compose
+from cnnctl.engine import checkpoint
+from cnnctl.engine.checkpoint import Checkpoints, State
+from cnnctl.engine.journal import Report
+from cnnctl.engine.run import RunDirectory
+from cnnctl.errors import Exit, UserError
+
+# What a resumed run may change: nothing that changes a bit of the result up to its old end.
+RESUMABLE = (
+    "trainer.epochs",
+    "trainer.steps",
+    "trainer.workers",
+    "trainer.save_every",
+    "trainer.keep_every",
+    "trainer.patience",
+    "trainer.tensorboard",
+    "trainer.test",
+    "trainer.device",
+    "trainer.threads",
+    "data.root",
+)
+
+
+@dataclass
+class Request:
+    """A training run as plain values, so that it can be sent to other processes."""
+
+    config: dict[str, Any]
+    chosen: dict[str, str]
+    directory: Path
+    resumed: Path | None = None  # the run directory to continue
+    changed: list[str] = field(default_factory=list)  # keys that a resume changes
+    reserved: bool = False  # the directory was made for this run, by a sweep
+    report: Report | None = None  # told the epoch and the metrics of every evaluation
+
+    @classmethod
+    def of(cls, config: DictConfig, chosen: dict[str, str], directory: Path) -> Request:
+        plain = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(plain, dict)
+        return cls({str(name): value for name, value in plain.items()}, chosen, directory)
+
+
+def resuming(settings: DictConfig, overrides: list[str]) -> Request:
+    """To continue the run (or checkpoint) named in ``settings.resume`` with its own configuration.
+
+    Raises:
+        UserError: there is no such run, it is running (code 7), its checkpoint is damaged or the
+            overrides would change more than ``RESUMABLE`` (code 4).
+    """
+    path = Path(settings.resume).expanduser().absolute()
+    directory = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise UserError("does not exist", file=path, field="resume", code=Exit.CHECKPOINT)
+    if directory.joinpath("lock").exists() and os.environ.get("RANK", "0") == "0":
+        RunDirectory.reopen(directory).release()  # first of all: is it running?
+    state, _, _ = last_checkpoint(path)
+    _check_own(state, path, settings)
+    config, regrouped = compose.override(state["config"], overrides)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    changed = _differences(state["config"], plain, "")
+    refused = [line for name, line in changed.items() if name not in RESUMABLE]
+    if regrouped or refused:
+        raise UserError(
+            "a resumed run continues as it was; this would change "
+            f"{'; '.join(refused) or ', '.join(regrouped)}",
+            field="resume",
+            advice="leave that out, or start a new run from the weights with init_from=",
+            code=Exit.CHECKPOINT,
+        )
+    plain["trust"] = OmegaConf.to_container(settings.trust)
+    config_values = {str(name): value for name, value in plain.items()}
+    return Request(config_values, state["choices"], directory, path, list(changed.values()))
+
+
+def _check_own(state: State, path: Path, settings: DictConfig) -> None:
+    """A checkpoint's configuration is a stranger's until it is checked; it cannot widen ``trust``.
+
+    Raises:
+        UserError: it names what may not be named, or is not one of this version (code 4).
+    """
+    config = OmegaConf.create({**state["config"], "trust": settings.trust}, flags={"struct": True})
+    try:
+        build.check(config, state["choices"])
+    except UserError as error:
+        error.file, error.code = path, Exit.CHECKPOINT
+        raise
+
+
+def last_checkpoint(path: Path) -> tuple[State, Path, str | None]:
+    """The newest whole checkpoint of a run, or this very file; and what was wrong with a newer."""
+    if path.is_file():
+        return checkpoint.read(path), path, None
+    return Checkpoints(path, clean=False).load_last()
+
+
+def _differences(old: Any, new: Any, path: str) -> dict[str, str]:
+    """Dotted key -> ``key: old -> new`` for every value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, str] = {}
+        for name in [*old, *(name for name in new if name not in old)]:
+            below = f"{path}.{name}" if path else str(name)
+            if below not in ("resume", "trust", "outputs"):
+                found |= _differences(old.get(name), new.get(name), below)
+        return found
+    return {} if old == new else {path: f"{path}: {old} -> {new}"}
