@@ -90,6 +90,25 @@ def test_long_captions_stay_within_their_cell():
     assert ink.max() < 8 + 64 + 2 * 5 + 4  # the second cell, which has no caption, is clean
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("owl: 7%", "owl: 7%"),
+        ("a\nb  c", "a b c"),
+        ("an automobile: 47%", "an auto… 47%"),
+        ("an automobile", "an automobi…"),
+        ("7" * 90, "7" * 11 + "…"),
+        ("x " + "7" * 90, "x " + "7" * 9 + "…"),
+    ],
+)
+def test_cut_keeps_a_number_at_the_end(text, shown):
+    class Font:
+        def getlength(self, text: str) -> int:
+            return len(text)
+
+    assert pictures._cut(text, Font(), 12) == shown
+
+
 def test_gallery_of_nothing_in_a_script_without_a_font_glyph():
     picture = pictures.gallery([torch.zeros(3, 4, 4).byte()], [["猫 $\\frac$ кошка"]])
     assert picture.dtype == torch.uint8
