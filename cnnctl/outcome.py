@@ -1,4 +1,4 @@
-"""How a process ends: an exit code, a sentence for a user's mistake, the traceback of one of ours."""
+"""How a process ends: exit code, a sentence for a user's mistake, the traceback of one of ours."""
 
 from __future__ import annotations
 
