@@ -136,8 +136,11 @@ def _run(call: Call) -> int:
 
         return sweep.run(call.overrides, call.config_dir)
     own, others = call.overrides, []
-    if call.command in ("eval", "predict", "tune"):
+    if call.command in ("eval", "predict"):
         own, others = compose.split_own(PRIMARY[call.command], call.overrides)
+    elif call.command == "tune":  # all of train's keys go on to every run
+        keys = tuple(map(str, compose.compose("train", [])))
+        own, others = compose.split_own("tune", call.overrides, known=keys)
     elif call.command == "train" and any(text.startswith("resume=") for text in own):
         # The run's own configuration counts, not the one composed today.
         own, others = compose.split_own("train", own, ("resume", "outputs", "trust"))

@@ -258,15 +258,20 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def split_own(
-    primary: str, overrides: list[str], names: tuple[str, ...] = ()
+    primary: str, overrides: list[str], names: tuple[str, ...] = (), known: tuple[str, ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Overrides of ``primary``'s own keys (or of ``names``), and those meant for a checkpoint's."""
+    """Overrides of ``primary``'s own keys (or of ``names``), and those meant for a checkpoint's.
+
+    Args:
+        known: what the others may begin with, besides the groups.
+    """
     own = names or tuple(str(key) for key in settings(compose(primary, _required(primary))))
     mine = [text for text in overrides if _first_key(text) in (*own, "hydra")]
     others = [text for text in overrides if text not in mine]
+    known = (*known, *groups())
     for text in others:
-        if (first := _first_key(text)) not in groups():
-            raise UserError("unknown key", field=first, advice=nearest(first, [*own, *groups()]))
+        if (first := _first_key(text)) not in known:
+            raise UserError("unknown key", field=first, advice=nearest(first, {*own, *known}))
     return mine, others
 
 
