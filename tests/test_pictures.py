@@ -35,7 +35,7 @@ class Facts:
 )
 def test_displayable_undoes_the_normalisation(mean, std):
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, len(mean), 1, 1)
-    normalised = Normalize(Facts(mean, std), torch.device("cpu"))(every)  # pyright: ignore
+    normalised = Normalize(mean, std, torch.device("cpu"))(every)
     before = normalised.clone()
     shown = pictures.displayable(normalised, mean, std)
     assert shown.dtype == torch.uint8

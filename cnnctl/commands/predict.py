@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig
@@ -19,7 +19,6 @@ from torch import Tensor
 from cnnctl import build
 from cnnctl.commands.eval import load, locate, rebuild
 from cnnctl.data.augmentations.base import Augmentation
-from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
 from cnnctl.data.loaders import Normalize
 from cnnctl.data.own_images import Item, find_images, read_ahead
@@ -145,7 +144,7 @@ class Predictor:
     ) -> None:
         self.task, self.model, self.machine = task, model, machine
         self.augmentation, self.facts, self.top = augmentation, facts, top
-        self.normalize = Normalize(cast(Dataset, facts), machine.device)  # its mean and std
+        self.normalize = Normalize(facts.mean, facts.std, machine.device)
 
     def __call__(
         self, files: Sequence[Path], batch_size: int, drawn: int

@@ -83,12 +83,16 @@ class _Order:
 
 
 class Normalize:
-    """uint8 (or 0..255 float) pixels -> float32 with the data's mean and deviation removed."""
+    """uint8 (or 0..255 float) pixels -> float32 with the data's mean and deviation removed.
 
-    def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        mean = torch.tensor(dataset.mean, device=device)[None, :, None, None]
-        std = torch.tensor(dataset.std, device=device)[None, :, None, None]
-        self.scale, self.shift = 1 / (255 * std), -mean / std
+    Args:
+        mean, std: of each channel, of pixels scaled to 0..1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        shift = torch.tensor(mean, device=device)[None, :, None, None]
+        scale = torch.tensor(std, device=device)[None, :, None, None]
+        self.scale, self.shift = 1 / (255 * scale), -shift / scale
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return torch.addcmul(self.shift, pixels.float(), self.scale)
@@ -111,7 +115,7 @@ class ResidentLoader:
         self.share = share
         self.pixels = augmentation.resident(dataset.pixels).to(device)  # (M, C, H, W) uint8
         self.labels = dataset.labels.to(device)
-        self.normalize = Normalize(dataset, device)
+        self.normalize = Normalize(dataset.mean, dataset.std, device)
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
         order = _Order(len(self.dataset), batch_size, self.seed, stage)
@@ -159,7 +163,7 @@ class StreamingLoader:
         self.seed = seed
         self.share = share
         self.workers = workers
-        self.normalize = Normalize(dataset, device)
+        self.normalize = Normalize(dataset.mean, dataset.std, device)
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
         steps = _StepSampler(

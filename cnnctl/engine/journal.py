@@ -45,6 +45,7 @@ class Journal:
         self.name, self.per_epoch, self.epochs = "", 1, 0
         self._run: Bar | None = None
         self._bar: Bar | None = None
+        self._val: Bar | None = None
         self._images, self._since, self._drawn = 0, time.monotonic(), 0.0
         self._means: dict[str, float] = {}
         self._note = ""
@@ -106,9 +107,8 @@ class Journal:
             self.album.keep(batch, predictions)
             seen += len(batch)
             bar.advance(seen)
-            if seen >= images:
-                bar.close()
 
+        self._val = bar
         return see
 
     def evaluated(
@@ -119,6 +119,8 @@ class Journal:
         best: bool,
         model: Model,
     ) -> None:
+        if self._val is not None:
+            self._val.close()
         scalars = {f"val/{name}": value for name, value in metrics.items()}
         self._write({**self._place(total_steps), **scalars})
         if self.metrics is not None:
