@@ -143,7 +143,9 @@ def _run(call: Call) -> int:
         own, others = compose.split_own("tune", call.overrides, known=keys)
     elif call.command == "train" and any(text.startswith("resume=") for text in own):
         # The run's own configuration counts, not the one composed today.
-        own, others = compose.split_own("train", own, ("resume", "outputs", "trust"))
+        own, others = compose.split_own(
+            "train", own, ("resume", "outputs", "trust"), known=("seed", "init_from")
+        )
     config = compose.compose(PRIMARY[call.command], own, call.config_dir)
     if call.show:
         from omegaconf import OmegaConf

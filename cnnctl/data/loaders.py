@@ -66,8 +66,11 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 class _Order:
     """Which samples make up a step: (seed, stage, epoch) -> a permutation, cut into batches."""
 
-    def __init__(self, samples: int, batch_size: int, seed: int, stage: int) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, stage: int, device: torch.device
+    ) -> None:
         self.samples, self.batch_size, self.seed, self.stage = samples, batch_size, seed, stage
+        self.device = device
         self.per_epoch = steps_per_epoch(samples, batch_size)
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -76,7 +79,8 @@ class _Order:
         epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = permutation(self.samples, self.seed, "order", self.stage, epoch)
+            order = permutation(self.samples, self.seed, "order", self.stage, epoch)
+            self._order = order.to(self.device)
         part = self.batch_size // share.world
         start = batch * self.batch_size + share.rank * part
         return epoch, self._order[start : start + part]
@@ -118,10 +122,10 @@ class ResidentLoader:
         self.normalize = Normalize(dataset.mean, dataset.std, device)
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
-        order = _Order(len(self.dataset), batch_size, self.seed, stage)
+        order = _Order(len(self.dataset), batch_size, self.seed, stage, self.pixels.device)
         for step in range(start, stop):
             epoch, index = order.step(step, self.share)
-            batch = self._take(index.to(self.pixels.device, non_blocking=True))
+            batch = self._take(index)
             draw = Draw(self.seed, epoch, batch.targets.image_id)
             images, targets = self.augmentation.batch(batch.images, batch.targets, draw)
             images.pixels = self.normalize(images.pixels)
@@ -262,7 +266,7 @@ class _StepSampler:
         stop: int,
         share: Share,
     ) -> None:
-        self.order = _Order(samples, batch_size, seed, stage)
+        self.order = _Order(samples, batch_size, seed, stage, torch.device("cpu"))
         self.start, self.stop, self.share = start, stop, share
 
     def __len__(self) -> int:
