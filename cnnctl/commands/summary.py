@@ -89,7 +89,8 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
         best = show(loop.monitor, progress.best)
         rows.insert(0, (f"best val {loop.monitor}", f"{best} at step {progress.best_step}"))
     seconds, speed = time.monotonic() - started, loop.journal.mean_speed()
-    rows += [("time", f"{seconds:.1f} s"), ("training", f"{speed:,.0f} images/s")]
+    title = "time" if request.resumed is None else "time since resuming"
+    rows += [(title, f"{seconds:.1f} s"), ("training", f"{speed:,.0f} images/s")]
     if not loop.processes.first:
         return
     summary = {
