@@ -28,13 +28,16 @@ class RunDirectory:
         Raises:
             UserError: it cannot be made (code 5).
         """
+        try:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, wanted.parent) from None
         for count in itertools.count(1):
             path = wanted if count == 1 else wanted.with_name(f"{wanted.name}-{count}")
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 path.mkdir()
             except FileExistsError:
-                if path.exists() and not path.is_dir():
+                if not path.is_dir():
                     raise UserError("is a file, not a directory", file=path) from None
                 continue
             except OSError as error:
