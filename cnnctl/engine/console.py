@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,16 @@ from rich.table import Table
 NOTE_EVERY = 20.0  # seconds between two plain lines within an epoch
 
 
+class _Rich(RichConsole):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich itself would end the process
+
+
 class Console:
     """Speaks for the first process; the others are silent. A closed pipe silences it too."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.rich = RichConsole(quiet=quiet, soft_wrap=True, highlight=False)
+        self.rich = _Rich(quiet=quiet, soft_wrap=True, highlight=False)
         self.terminal = self.rich.is_terminal and not self.rich.is_dumb_terminal
         self._bars: Progress | None = None
 
@@ -69,8 +75,8 @@ class Console:
         except OSError:  # `| head` has gone; training has not
             self.rich = RichConsole(quiet=True)
             self._bars = None
-            with contextlib.suppress(OSError):
-                sys.stdout.close()
+            with contextlib.suppress(OSError, ValueError):  # so that what is buffered goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar:
