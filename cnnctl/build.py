@@ -217,6 +217,6 @@ def target(config: DictConfig, group: str) -> Any:
     if not home.startswith(tuple(f"{prefix}." for prefix in (*prefixes, *trusted))):
         raise UserError(f'"{name}" is not one of ours', field=field)
     makes = get_type_hints(found).get("return") if inspect.isfunction(found) else found
-    if not (isinstance(makes, type) and issubclass(makes, kind)):
+    if not (isinstance(makes, type) and issubclass(makes, kind)) or inspect.isabstract(makes):
         raise UserError(f'"{name}" is no {kind.__name__}', field=field)
     return found

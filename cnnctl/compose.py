@@ -82,6 +82,7 @@ def override(config: dict[str, Any], overrides: list[str]) -> tuple[DictConfig, 
     known = groups()
     chosen = {key: str(value) for key, value in parsed if key in known}
     result = OmegaConf.create(config, flags={"struct": True})
+    _check_job(result, [])
     for group in chosen:
         own = [text for text in overrides if re.match(rf"{group}[.=]", text)]
         result[group] = settings(compose("train", own))[group]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from cnnctl import build, compose
 from cnnctl.engine import checkpoint
@@ -72,17 +73,19 @@ def rebuild(
     Raises:
         UserError: the checkpoint's configuration names what may not be named (code 4).
     """
-    config, regrouped = compose.override({**state["config"], "trust": []}, overrides)
-    config.trust = settings.trust
-    config.trainer.devices = 1
-    if config.trainer.threads is None:  # as many as in training: another count, other last digits
-        config.trainer.threads = min(state["versions"]["threads"], cores())
     try:
+        config, regrouped = compose.override({**state["config"], "trust": []}, overrides)
+        config.trust = settings.trust
+        config.trainer.devices = 1
+        if config.trainer.threads is None:  # as in training: another count, other last digits
+            config.trainer.threads = min(state["versions"]["threads"], cores())
         build.check(config, {**state["choices"], **regrouped})
     except UserError as error:
         if not overrides:
             error.file, error.code = path, Exit.CHECKPOINT
         raise
+    except OmegaConfBaseException as error:
+        raise checkpoint.foreign(path, error) from None
     return config, regrouped
 
 

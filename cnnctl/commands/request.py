@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cnnctl import build, compose
 from cnnctl.engine import checkpoint
@@ -90,12 +91,15 @@ def _check_own(state: State, path: Path, settings: DictConfig) -> None:
     Raises:
         UserError: it names what may not be named, or is not one of this version (code 4).
     """
-    config = OmegaConf.create({**state["config"], "trust": settings.trust}, flags={"struct": True})
     try:
+        config, _ = compose.override({**state["config"], "trust": []}, [])
+        config.trust = settings.trust
         build.check(config, state["choices"])
     except UserError as error:
         error.file, error.code = path, Exit.CHECKPOINT
         raise
+    except OmegaConfBaseException as error:
+        raise checkpoint.foreign(path, error) from None
 
 
 def last_checkpoint(path: Path) -> tuple[State, Path, str | None]:

@@ -235,6 +235,12 @@ def bad(path: Path, problem: str, advice: str | None = None) -> UserError:
     return UserError(problem, file=path, advice=advice, code=Exit.CHECKPOINT)
 
 
+def foreign(path: Path, error: Exception) -> UserError:
+    """For a checkpoint whose configuration lacks what this version's has."""
+    reason = str(error).splitlines()[0]
+    return bad(path, f"its configuration is not one of this version: {reason}")
+
+
 def _is_ours(path: Path) -> bool:
     return path.name in MOVING or path.name.startswith("step-")
 

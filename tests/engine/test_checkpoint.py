@@ -235,6 +235,34 @@ def test_a_target_that_is_not_ours_is_not_called(node, name, trained, tmp_path, 
     assert not victim.exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.inner", {"_target_": "os.system"}, "a configuration cannot name code here"),
+        ("outputs", "${oc.env:HOME}", "may not read the environment"),
+        ("optimizer.lr", "fast", "optimizer.lr: must be a number"),
+        ("trainer.speed", 3, "trainer.speed: unknown key"),
+        ("trainer", None, "not one of this version"),
+        ("model", {}, "_target_"),
+    ],
+)
+def test_a_configuration_that_is_not_ours(key, value, message, trained, tmp_path, command, capsys):
+    given = checkpoint.read(trained / "best.pt")
+    section, _, name = key.rpartition(".")
+    node = given["config"][section] if section else given["config"]
+    if value is None:
+        del node[name]
+    else:
+        node[name] = value
+    path = tmp_path / "last.pt"
+    torch.save(given, path)
+    for arguments in (("eval", f"checkpoint={path}"), ("train", f"resume={path}")):
+        assert command(*arguments) == 4
+        said = capsys.readouterr().err
+        assert message in said
+        assert str(path) in said
+
+
 # Every call by which a save changes the disk, in any of the functions that make it up.
 CALLS = ("replace", "fsync", "link", "open")
 
