@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from torch import nn, optim
 
-from cnnctl.binding import bind, typed
+from cnnctl.binding import bind
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import Dataset
 from cnnctl.engine.schedules import Schedule
@@ -37,8 +37,6 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
     "schedule": (("cnnctl.engine.schedules",), Schedule),
     "trainer": (("cnnctl.engine.trainer",), Trainer),
 }
-
-_TOP = {"seed": int, "resume": str | None, "init_from": str | None, "outputs": str}
 
 
 def task(config: DictConfig) -> Task:
@@ -117,8 +115,6 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
     Raises:
         UserError: code 2.
     """
-    for name, hint in _TOP.items():
-        typed(config[name], hint, name)
     for group in _ALLOWED:
         if config.get(group):
             cls = target(config, group)

@@ -6,6 +6,7 @@ command line are answered at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Two threads that spin while they wait are slower than one beside a busy neighbour.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # a class name may be more than the terminal can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(lambda: _main(arguments), debug="--traceback" in arguments))
 
 
@@ -141,7 +145,7 @@ def _run(call: Call) -> int:
     elif call.command == "tune":  # all of train's keys go on to every run
         keys = tuple(map(str, compose.compose("train", [])))
         own, others = compose.split_own("tune", call.overrides, known=keys)
-    elif call.command == "train" and any(text.startswith("resume=") for text in own):
+    elif call.command == "train" and _resumes(own):
         # The run's own configuration counts, not the one composed today.
         own, others = compose.split_own(
             "train", own, ("resume", "outputs", "trust"), known=("seed", "init_from")
@@ -153,6 +157,11 @@ def _run(call: Call) -> int:
         print(OmegaConf.to_yaml(compose.settings(config)), end="")
         return Exit.DONE
     return _hand_over(call, config, others)
+
+
+def _resumes(overrides: list[str]) -> bool:
+    given = [text.partition("=")[2] for text in overrides if text.startswith("resume=")]
+    return bool(given) and given[-1] not in ("", "null")
 
 
 def _hand_over(call: Call, config: Any, others: list[str]) -> int:

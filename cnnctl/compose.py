@@ -14,11 +14,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cnnctl.binding import typed
 from cnnctl.errors import UserError, nearest
 
 # Hydra nodes that name code. Everything else under ``hydra`` is a path, a flag or a number.
 _HYDRA_TARGETS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 _EMPTY_LOGGING = {"version": 1, "root": None, "disable_existing_loggers": False}
+
+# The keys that belong to no group, in whichever command has them.
+_TYPES: dict[str, Any] = {
+    "seed": int,
+    "resume": str | None,
+    "init_from": str | None,
+    "outputs": str,
+    "trust": list[str],
+    "checkpoint": str | None,
+    "split": str,
+}
 
 
 def conf_dir() -> Path:
@@ -51,10 +63,11 @@ def compose(primary: str, overrides: list[str], config_dir: str | None = None) -
 
 def settings(config: DictConfig) -> DictConfig:
     """The configuration without Hydra's node, every interpolation resolved."""
-    return OmegaConf.create(
-        {key: value for key, value in _plain(config).items() if key != "hydra"},
-        flags={"struct": True},
-    )
+    plain = _plain(config)
+    for name, hint in _TYPES.items():
+        if name in plain:
+            typed(plain[name], hint, name)
+    return OmegaConf.create(plain, flags={"struct": True})
 
 
 def run_dir(config: DictConfig) -> Path:
@@ -199,6 +212,13 @@ def _check_job(config: DictConfig, overrides: list[str]) -> None:
     assert isinstance(plain, dict)
     if plain.get("trust") and not any(text.startswith("trust=") for text in overrides):
         raise UserError("only the command line can set it", field="trust")
+    steps = (plain.get("trainer") or {}).get("steps")
+    if steps is not None and any(text.startswith("trainer.epochs=") for text in overrides):
+        raise UserError(
+            f"has no effect: trainer.steps={steps} sets the length",
+            field="trainer.epochs",
+            advice="add trainer.steps=null, or set trainer.steps=",
+        )
     known = groups()
     for key, value in _walk({k: v for k, v in plain.items() if k != "hydra"}, ""):
         parts = key.split(".")

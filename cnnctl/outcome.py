@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -24,12 +25,27 @@ def run(action: Callable[[], int], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            code = _report_bug()
+        else:
+            report(UserError("no space left for the output", code=Exit.MACHINE))
+            _silence()
+            code = Exit.MACHINE
     except Exception:
         code = _report_bug()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence()
     return int(code)
+
+
+def _silence() -> None:
+    """What is still buffered goes nowhere: its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: UserError) -> None:

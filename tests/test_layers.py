@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "pictures": BASE | {"data", "metrics", "models.base"},
     "tasks": BASE | {"data", "metrics", "models", "models.base", "pictures"},
     "engine": BASE | {"data", "models.base"},
-    "compose": {"errors"},
+    "compose": {"errors", "binding"},
     "binding": {"errors"},
     "completion": {"errors", "compose", "cli"},
     "build": BASE | {"binding", "data", "engine", "models", "models.base", "backbones", "tasks"},

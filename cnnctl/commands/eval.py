@@ -20,7 +20,9 @@ from cnnctl.engine.journal import shown
 from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.engine.run import newest
+from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.errors import Exit, UserError
+from cnnctl.structures import Batch, Predictions
 
 
 @dataclass
@@ -53,7 +55,9 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
     data = regrouped.get("data", state["choices"]["data"])
     title = f"{state['choices']['model']} on {data}, {settings.split}"
     console.table(title, ("", "value"), rows)
-    if not overrides and path.parent.joinpath("manifest.json").exists():
+    if overrides:
+        console.say("not written into the run: the command line changed its settings")
+    elif path.parent.joinpath("manifest.json").exists():
         console.say(f"written: {write_scores(path.parent, settings.split, scores)}")
     return Exit.DONE
 
@@ -78,7 +82,7 @@ def rebuild(
         config.trust = settings.trust
         config.trainer.devices = 1
         if config.trainer.threads is None:  # as in training: another count, other last digits
-            config.trainer.threads = min(state["versions"]["threads"], cores())
+            config.trainer.threads = min(state["machine"]["threads"], cores())
         build.check(config, {**state["choices"], **regrouped})
     except UserError as error:
         if not overrides:
@@ -96,10 +100,12 @@ def score(
     machine: Machine,
     processes: Processes,
     console: Console,
+    stop: StopFlag | None = None,
 ) -> Scores:
     """Score a checkpoint's weights; the same function and batches as during training.
 
     Raises:
+        Stopped: ``stop`` was set.
         UserError: the data's classes are not the checkpoint's (code 3), the weights do not fit
             (code 4).
     """
@@ -119,16 +125,21 @@ def score(
     machine.place(model)
     loader = trainer.load(data, augmentation, machine, processes, config.seed)
     evaluator = task.evaluator(data.classes)
-    bar_total = len(data)
     with console.progress():
-        bar = console.bar(split, bar_total)
+        bar = console.bar(split, len(data))
+
+        def watch(number: int, batch: Batch, predictions: Predictions) -> None:
+            if stop:
+                raise Stopped(stop.signum or 0)
+            bar.advance(bar.done + len(batch))
+
         metrics = evaluate(
             model,
             loader.in_order(trainer.eval_batch_size),
             evaluator,
             machine,
             processes,
-            lambda number, batch, predictions: bar.advance(bar.done + len(batch)),
+            watch,
         )
     return Scores(metrics, task.table(evaluator), len(data), evaluator)
 

@@ -14,10 +14,12 @@ from cnnctl import build, compose
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.journal import Report
+from cnnctl.engine.machine import cores
 from cnnctl.engine.run import RunDirectory
 from cnnctl.errors import Exit, UserError
 
-# What a resumed run may change: nothing that changes a bit of the result up to its old end.
+# What a resumed run may change: nothing that changes the result up to its old end, but for another
+# device or number of threads, which rounds differently (and the run says so).
 RESUMABLE = (
     "trainer.epochs",
     "trainer.steps",
@@ -41,7 +43,7 @@ class Request:
     chosen: dict[str, str]
     directory: Path
     resumed: Path | None = None  # the run directory to continue
-    changed: list[str] = field(default_factory=list)  # keys that a resume changes
+    changed: dict[str, str] = field(default_factory=dict)  # by a resume: key -> "key: old -> new"
     reserved: bool = False  # the directory was made for this run, by a sweep
     report: Report | None = None  # told the epoch and the metrics of every evaluation
 
@@ -50,6 +52,10 @@ class Request:
         plain = OmegaConf.to_container(config, resolve=True)
         assert isinstance(plain, dict)
         return cls({str(name): value for name, value in plain.items()}, chosen, directory)
+
+    def extends(self) -> bool:
+        """Whether a finished run has anything left to do."""
+        return bool(self.changed.keys() & {"trainer.epochs", "trainer.steps", "trainer.patience"})
 
 
 def resuming(settings: DictConfig, overrides: list[str]) -> Request:
@@ -66,6 +72,7 @@ def resuming(settings: DictConfig, overrides: list[str]) -> Request:
     if directory.joinpath("lock").exists() and os.environ.get("RANK", "0") == "0":
         RunDirectory.reopen(directory).release()  # first of all: is it running?
     state, _, _ = last_checkpoint(path)
+    _check_newest(state, path)
     _check_own(state, path, settings)
     config, regrouped = compose.override(state["config"], overrides)
     plain = OmegaConf.to_container(config, resolve=True)
@@ -80,9 +87,11 @@ def resuming(settings: DictConfig, overrides: list[str]) -> Request:
             advice="leave that out, or start a new run from the weights with init_from=",
             code=Exit.CHECKPOINT,
         )
+    _check_length(state, plain["trainer"], changed)
+    _as_before(state, plain["trainer"])
     plain["trust"] = OmegaConf.to_container(settings.trust)
     config_values = {str(name): value for name, value in plain.items()}
-    return Request(config_values, state["choices"], directory, path, list(changed.values()))
+    return Request(config_values, state["choices"], directory, path, changed)
 
 
 def _check_own(state: State, path: Path, settings: DictConfig) -> None:
@@ -100,6 +109,41 @@ def _check_own(state: State, path: Path, settings: DictConfig) -> None:
         raise
     except OmegaConfBaseException as error:
         raise checkpoint.foreign(path, error) from None
+
+
+def _check_newest(state: State, path: Path) -> None:
+    """To go on from an older checkpoint would mix two histories in one directory."""
+    if path.is_dir() or not path.with_name("manifest.json").exists():
+        return
+    steps = [entry["step"] for entry in checkpoint.read_manifest(path.parent).values()]
+    step = state["progress"]["total_steps"]
+    if steps and max(steps) > step:
+        raise UserError(
+            f"is of step {step}, and the run has got to step {max(steps)} since",
+            file=path,
+            field="resume",
+            advice=f"resume the run ({path.parent}), or start a new one with init_from=",
+            code=Exit.CHECKPOINT,
+        )
+
+
+def _check_length(state: State, trainer: dict[str, Any], changed: dict[str, str]) -> None:
+    """Raises UserError where ``epochs`` has no effect; the loop refuses a shorter run itself."""
+    if trainer["steps"] is not None and "trainer.epochs" in changed:
+        raise UserError(
+            f"has no effect: trainer.steps={trainer['steps']} sets the length",
+            field="trainer.epochs",
+            advice="set trainer.steps=",
+        )
+
+
+def _as_before(state: State, trainer: dict[str, Any]) -> None:
+    """What was chosen for the machine then is kept: another choice would give other bits."""
+    before = state["machine"]
+    if trainer["threads"] is None and before["threads"] <= cores():
+        trainer["threads"] = before["threads"]
+    if trainer["precision"] == "auto" and trainer["device"] == "auto":
+        trainer["precision"] = before["precision"]
 
 
 def last_checkpoint(path: Path) -> tuple[State, Path, str | None]:

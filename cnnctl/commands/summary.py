@@ -54,9 +54,9 @@ def announce(
     for split, loader in (("train", loop.train), ("val", loop.val)):
         for remark in loader.dataset.remarks() if loader else ():
             console.say(f"{split}: {remark}")
-    for line in request.changed:
+    for line in request.changed.values():
         console.say(f"changed since the run started: {line}")
-    if request.changed and loop.schedule.depends_on_total:
+    if request.extends() and loop.schedule.depends_on_total:
         console.say(f"schedule {chosen['schedule']} follows the run's new length from here on")
     if request.resumed is not None and loop.resumed is not None:
         console.say(f"resumed at step {loop.resumed['progress']['total_steps']}")
@@ -75,7 +75,8 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
     scores: dict[str, Any] = {}
     if loop.trainer.test:
         try:
-            result = score(config, state, "test", loop.machine, loop.processes, console)
+            stop = loop.stop if loop.processes.world == 1 else None
+            result = score(config, state, "test", loop.machine, loop.processes, console, stop)
         except NoSplit:
             console.say("the data has no test split: nothing is scored on one")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build, outcome
+from cnnctl.commands.launch import quoted
 from cnnctl.commands.request import Request, last_checkpoint
 from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
@@ -22,9 +24,10 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.journal import Journal
 from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.loop import Loop, weights
-from cnnctl.engine.machine import faults_explained
+from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.run import RunDirectory
 from cnnctl.engine.signals import StopFlag, Stopped
+from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
 from cnnctl.randomness import key
@@ -66,17 +69,69 @@ def _work(request: Request, stop: StopFlag) -> int:
     stop.install()
     processes = distributed.join(config.trainer.device)
     console = Console(quiet=not processes.first)
-    trainer, task = build.trainer(config), build.task(config)
-    monitor = trainer.monitor or task.best
+    trainer = build.trainer(config)
     machine = trainer.machine(processes)
+    # A run that goes on is locked before its checkpoint is read; a new one gets its directory once
+    # everything that can be wrong has been found out.
+    held = _claim(request, processes) if request.resumed is not None else None
+    loop = directory = None
+    try:
+        with faults_explained(trainer.batch_size, None):
+            loop = _prepare(request, config, trainer, machine, processes, console, stop)
+        held = held or _claim(request, processes)
+        directory = held.path
+        os.environ["CNNCTL_RUN"] = str(directory)
+        summary = directory / "summary.json"
+        if processes.from_first(summary.exists()) and not request.extends():
+            console.say(f"already complete: {directory}")
+            return Exit.DONE
+        _open(request, config, loop, directory)
+        announce(console, request, config, loop, directory)
+        with faults_explained(trainer.batch_size, loop.train.augmentation.size):
+            loop.fit()
+            finish(console, request, loop, directory, started)
+    except Stopped as stopped:
+        assert loop is not None
+        assert directory is not None
+        console.say(f"stopped at step {loop.progress.total_steps}, saved; continue with:")
+        console.say(f"  {_resume_command(request, directory)}")
+        return 128 + stopped.signum
+    finally:
+        if loop is not None:
+            loop.journal.close()
+        distributed.leave()
+        if held is not None:
+            held.release()
+    return Exit.DONE
+
+
+def _prepare(
+    request: Request,
+    config: DictConfig,
+    trainer: Trainer,
+    machine: Machine,
+    processes: Processes,
+    console: Console,
+    stop: StopFlag,
+) -> Loop:
+    """Everything a run needs but its directory: data, model, weights, loaders."""
+    task = build.task(config)
+    monitor = trainer.monitor or task.best
     train, val = build.dataset(config, "train"), _validation(config)
+    if monitor not in task.evaluator(train.classes).names:
+        raise UserError(
+            f"{monitor} says nothing about {len(train.classes)} classes",
+            field="trainer.monitor",
+            advice=f"take trainer.monitor={task.best}",
+        )
+    trainer.total_steps(len(train))
     augmentation = build.augmentation(config, train)
     torch.manual_seed(key(config.seed, "init"))
     if request.resumed is not None:
         build.without_pretrained_weights(config)
     model = build.model(config, train, augmentation.size)
-    trainer.total_steps(len(train))
-    state = _resumed_state(request, train, processes)
+    described = _describe(request, train, val, machine, processes)
+    state = _resumed_state(request, described, processes)
     if state is None and config.init_from is not None:
         _initialise(model, config.init_from, console)
     machine.place(model)
@@ -84,17 +139,13 @@ def _work(request: Request, stop: StopFlag) -> int:
         model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
     if trainer.compile:
         model.compile()
-    run_directory, directory = _claim(request, processes)
-    os.environ["CNNCTL_RUN"] = str(directory)
-    summary = directory / "summary.json"
-    if processes.from_first(summary.exists()) and not request.changed:
-        console.say(f"already complete: {directory}")
-        return _leave(run_directory)
-    if processes.first:
-        summary.unlink(missing_ok=True)  # a run that goes on is not complete
-    journal = _journal(request, config, processes, console, directory, state, task, train, val)
+    journal = Journal(
+        console,
+        lambda batch: task.draw_batch(batch, train),
+        lambda *seen: task.draw_evaluation(*seen, val),
+    )
     journal.report = request.report
-    loop = Loop(
+    return Loop(
         trainer=trainer,
         model=model,
         machine=machine,
@@ -107,33 +158,38 @@ def _work(request: Request, stop: StopFlag) -> int:
         monitor=monitor,
         larger_is_better=task.metrics[monitor],
         seed=config.seed,
-        describe=_describe(request, train, processes),
-        checkpoints=Checkpoints(directory) if processes.first else None,
+        describe=described,
         journal=journal,
         stop=stop,
         resumed=state,
     )
-    announce(console, request, config, loop, directory)
-    try:
-        with faults_explained(trainer.batch_size, augmentation.size):
-            loop.fit()
-            finish(console, request, loop, directory, started)
-    except Stopped as stopped:
-        console.say(f"stopped at step {loop.progress.total_steps}, saved; continue with:")
-        console.say(f"  cnnctl train resume={directory}")
-        return 128 + stopped.signum
-    finally:
-        if journal.board is not None:
-            journal.board.close()
-        _leave(run_directory)
-    return Exit.DONE
 
 
-def _leave(run_directory: RunDirectory | None) -> int:
-    distributed.leave()
-    if run_directory is not None:
-        run_directory.release()
-    return Exit.DONE
+def _open(request: Request, config: DictConfig, loop: Loop, directory: Path) -> None:
+    """Checkpoints and logs in the run directory; the first process alone has any."""
+    if not loop.processes.first:
+        return
+    text = OmegaConf.to_yaml(OmegaConf.create(request.config))
+    checkpoint.write_whole(directory / "config.yaml", text.encode())
+    (directory / "summary.json").unlink(missing_ok=True)  # a run that goes on is not complete
+    loop.checkpoints = Checkpoints(directory)
+    before = {"metrics_bytes": 0, "total_steps": 0}
+    progress = loop.resumed["progress"] if loop.resumed else before
+    metrics = MetricsFile(directory / "metrics.jsonl", progress["metrics_bytes"])
+    board = None
+    if config.trainer.tensorboard:
+        board = Board(directory / "tensorboard", progress["total_steps"])
+        if loop.resumed is None:
+            board.text("config", f"```yaml\n{text}```")
+            board.hparams(hparams(request))
+    loop.journal.open(metrics, board)
+
+
+def _resume_command(request: Request, directory: Path) -> str:
+    words = ["cnnctl", "train", f"resume={quoted(directory)}"]
+    if request.config["trust"]:
+        words.append(f"trust=[{','.join(request.config['trust'])}]")
+    return shlex.join(words)
 
 
 def _validation(config: DictConfig) -> Dataset | None:
@@ -144,26 +200,40 @@ def _validation(config: DictConfig) -> Dataset | None:
         return None
 
 
-def _resumed_state(request: Request, train: Dataset, processes: Processes) -> State | None:
+def _resumed_state(
+    request: Request, described: dict[str, Any], processes: Processes
+) -> State | None:
     if request.resumed is None:
         return None
     state, _, complaint = last_checkpoint(request.resumed)
     if complaint and processes.first:
         print(f"warning: {complaint}; going on from the checkpoint before it", file=sys.stderr)
     where: dict[str, Any] = {"file": request.resumed, "code": Exit.CHECKPOINT}
-    if state["fingerprint"] != train.fingerprint():
-        raise UserError(
-            "the training data is not what the run started with",
-            **where,
-            advice="bring the old data back, or start a new run with init_from=",
-        )
+    for split, fingerprint in described["fingerprints"].items():
+        if state["fingerprints"][split] != fingerprint:
+            raise UserError(
+                f"the {split} data is not what the run started with",
+                **where,
+                advice="bring the old data back, or start a new run with init_from=",
+            )
     if state["world"] != processes.world:
         raise UserError(
             f"the run had {state['world']} processes and now has {processes.world}",
             **where,
             advice="the order of additions would differ: resume with as many, or use init_from=",
         )
+    if state["machine"] != described["machine"] and processes.first:
+        before, now = (_inline(values) for values in (state["machine"], described["machine"]))
+        print(
+            f"warning: the run began with {before} and goes on with {now}:"
+            " its last digits will differ from those of a run left alone",
+            file=sys.stderr,
+        )
     return state
+
+
+def _inline(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _initialise(model: torch.nn.Module, source: str, console: Console) -> None:
@@ -188,7 +258,7 @@ def _initialise(model: torch.nn.Module, source: str, console: Console) -> None:
             console.say(f"  {title}: {', '.join(names)}")
 
 
-def _claim(request: Request, processes: Processes) -> tuple[RunDirectory | None, Path]:
+def _claim(request: Request, processes: Processes) -> RunDirectory:
     """The first process owns the directory; a failure there is a failure everywhere."""
     claimed, result = None, None
     if processes.first:
@@ -204,41 +274,12 @@ def _claim(request: Request, processes: Processes) -> tuple[RunDirectory | None,
     if isinstance(result, UserError):
         raise result
     assert result is not None
-    if processes.first:
-        OmegaConf.save(OmegaConf.create(request.config), result / "config.yaml")
-    return claimed, result
+    return claimed or RunDirectory(result)
 
 
-def _journal(
-    request: Request,
-    config: DictConfig,
-    processes: Processes,
-    console: Console,
-    directory: Path,
-    state: State | None,
-    task: Any,
-    train: Dataset,
-    val: Dataset | None,
-) -> Journal:
-    metrics = board = None
-    if processes.first:
-        progress = state["progress"] if state else {"metrics_bytes": 0, "total_steps": 0}
-        metrics = MetricsFile(directory / "metrics.jsonl", progress["metrics_bytes"])
-        wanted = directory / "tensorboard" if config.trainer.tensorboard else None
-        board = Board(wanted, progress["total_steps"]) if wanted else None
-        if board is not None and state is None:
-            board.text("config", f"```yaml\n{OmegaConf.to_yaml(config)}```")
-            board.hparams(hparams(request))
-    return Journal(
-        console,
-        metrics,
-        board,
-        lambda batch: task.draw_batch(batch, train),
-        lambda *seen: task.draw_evaluation(*seen, val),
-    )
-
-
-def _describe(request: Request, train: Dataset, processes: Processes) -> dict[str, Any]:
+def _describe(
+    request: Request, train: Dataset, val: Dataset | None, machine: Machine, processes: Processes
+) -> dict[str, Any]:
     """What lets a checkpoint be used with nothing else at hand."""
     config = {name: value for name, value in request.config.items() if name != "trust"}
     return {
@@ -250,7 +291,15 @@ def _describe(request: Request, train: Dataset, processes: Processes) -> dict[st
         "native": list(train.size) if train.size else None,
         "mean": list(train.mean),
         "std": list(train.std),
-        "fingerprint": train.fingerprint(),
+        "fingerprints": {
+            "train": train.fingerprint(),
+            "val": val.fingerprint() if val is not None else None,
+        },
         "world": processes.world,
-        "versions": {"torch": str(torch.__version__), "threads": torch.get_num_threads()},
+        "machine": {
+            "device": machine.device.type,
+            "precision": machine.precision(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"torch": str(torch.__version__)},
     }

@@ -206,7 +206,7 @@ class StreamingLoader:
                     raise item
                 yield item.epoch, Batch(item.images, item.targets).to(self.device)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error) and "DataLoader timed out" not in str(error):
+            if "DataLoader worker (pid" not in str(error) and "timed out" not in str(error):
                 raise
             raise UserError(
                 f"a loader process died or hung: {str(error).splitlines()[0]}",

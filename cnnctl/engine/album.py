@@ -41,7 +41,7 @@ class Album:
         draw_evaluation: EvaluationPictures,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board = board
+        self.board = board
         self._draw_batch, self._draw_evaluation, self._clock = draw_batch, draw_evaluation, clock
         self._every, self._seen = 1, 0
         self._kept: list[tuple[Batch, Predictions]] = []
@@ -60,7 +60,7 @@ class Album:
         """Take a copy of some images, evenly spaced over the evaluation: data may be in order."""
         first = -self._seen % self._every
         self._seen += len(batch)
-        if self._board is not None and first < len(batch):
+        if self.board is not None and first < len(batch):
             rows = slice(first, None, self._every)
             self._kept.append((batch.rows(rows), predictions.rows(rows)))
 
@@ -82,15 +82,15 @@ class Album:
         self._next = end + max(SELDOM, (end - start) / SHARE)
 
     def _draw(self, pictures: Callable[[], Pictures], step: int) -> None:
-        if self._board is None:
+        if self.board is None:
             return
         try:
             drawn = pictures()
         except Exception as error:  # no picture is worth a run
-            self._board = None
+            self.board = None
             with contextlib.suppress(OSError):
                 problem = f"{type(error).__name__}: {error}"
                 print(f"warning: no pictures from here on: {problem}", file=sys.stderr)
             return
         for name, picture in drawn.items():
-            self._board.picture(name, picture, step)
+            self.board.picture(name, picture, step)

@@ -64,7 +64,9 @@ def disk_error(error: OSError, path: Path) -> UserError:
     return UserError(
         "the disk is full" if full else f"cannot be written: {error.strerror}",
         file=path,
-        advice="free some space, then resume; nothing that was saved before is lost",
+        advice="free some space, then resume; nothing that was saved before is lost"
+        if full
+        else "choose another outputs= folder; nothing that was saved before is lost",
         code=Exit.MACHINE,
     )
 

@@ -67,6 +67,13 @@ def join(device: str) -> Processes:
     if world == 1:
         return Processes()
     cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"this machine has {torch.cuda.device_count()} GPUs, too few for so many processes",
+            field="trainer.devices",
+            advice="ask for as many processes as there are GPUs, or take trainer.device=cpu",
+            code=Exit.MACHINE,
+        )
     if cuda:
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():

@@ -24,23 +24,22 @@ Report = Callable[[float, dict[str, float]], None]  # (epoch, metrics)
 
 
 class Journal:
-    """Logs of the first process; in the others every method does nothing.
+    """Logs of the first process; where ``open`` was not called every method does nothing.
 
     Args:
-        metrics, board: None in all processes but the first.
         draw_batch, draw_evaluation: named pictures (H, W, 3) uint8 for TensorBoard.
     """
 
     def __init__(
         self,
         console: Console,
-        metrics: MetricsFile | None,
-        board: Board | None,
         draw_batch: BatchPictures,
         draw_evaluation: EvaluationPictures,
     ) -> None:
-        self.console, self.metrics, self.board = console, metrics, board
-        self.album = Album(board, draw_batch, draw_evaluation)
+        self.console = console
+        self.metrics: MetricsFile | None = None
+        self.board: Board | None = None
+        self.album = Album(None, draw_batch, draw_evaluation)
         self.report: Report | None = None  # told every evaluation; may raise to end the run
         self.name, self.per_epoch, self.epochs = "", 1, 0
         self._run: Bar | None = None
@@ -52,6 +51,15 @@ class Journal:
         self._step = 0
         self.speed = 0.0  # images a second, over the last logged interval
         self._training_images, self._training_seconds = 0, 0.0
+
+    def open(self, metrics: MetricsFile, board: Board | None) -> None:
+        """Write to these from here on; without a board no picture is drawn."""
+        self.metrics, self.board = metrics, board
+        self.album.board = board
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, per_epoch: int, done: int) -> Iterator[None]:

@@ -27,7 +27,7 @@ class MetricsFile:
         with contextlib.suppress(OSError):
             os.truncate(path, min(length, path.stat().st_size))
         self._file: Any = _guarded("metrics.jsonl", lambda: path.open("ab"))
-        self._length = self._file.tell() if self._file is not None else 0  # what is whole
+        self._length = self._file.tell() if self._file is not None else length  # what is whole
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file is not None:

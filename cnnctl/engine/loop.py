@@ -85,9 +85,9 @@ class Loop:
     larger_is_better: bool
     seed: int
     describe: dict[str, Any]
-    checkpoints: Checkpoints | None  # None in all processes but the first
     journal: Journal
     stop: StopFlag
+    checkpoints: Checkpoints | None = None  # None in all processes but the first
     progress: Progress = field(default_factory=Progress)
     resumed: State | None = None
 
@@ -103,11 +103,20 @@ class Loop:
         self.scaler = torch.amp.GradScaler(
             self.machine.device.type, enabled=self.machine.dtype == torch.float16
         )
+        self.rate, self.rates, self.opt = 0.0, [0.0], None
         self.ema = None
         if trainer.ema:
             average = get_ema_multi_avg_fn(trainer.ema)
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self._load()
+        if self.progress.step > self.total:
+            raise UserError(
+                f"the run is at step {self.progress.step} and cannot end at {self.total}",
+                field="trainer.steps" if trainer.steps else "trainer.epochs",
+                advice="take more, or start a new run with init_from=",
+            )
+        if not self.progress.total_steps:
+            self._save(None, best=False)  # a disk that cannot hold it is found out now
         stages = self.model.stages()
         for index in range(self.progress.stage, len(stages)):
             if index != self.progress.stage:
@@ -139,7 +148,7 @@ class Loop:
     def _fit_stage(self, stage: FitStage) -> None:
         """Has no position: interrupted, it starts anew. Every process fits on all of the data."""
         progress = self.progress
-        self.opt, self.resumed = None, None
+        self.resumed = None
         with self.journal.stage(stage.name, 1, 1, progress.step):
             if not progress.step:
                 self.model.eval()
@@ -269,9 +278,8 @@ class Loop:
     def _diverged(self, problem: str, step: int) -> None:
         raise UserError(
             f"{problem} at step {step}, learning rate {self.rate:.3g}",
-            advice=f"lower optimizer.lr (try {self.rates[0] / 10:.2g}), add schedule.warmup=1 or"
-            " trainer.clip=1, or look for broken images with cnnctl data check;"
-            " the last good checkpoint is kept",
+            advice="lower optimizer.lr, add schedule.warmup=1 or trainer.clip=1, or look for broken"
+            " images with cnnctl data check; the last good checkpoint is kept",
             code=Exit.DIVERGED,
         )
 
@@ -302,7 +310,7 @@ class Loop:
                         self.stop if self.processes.world == 1 else StopFlag(),
                     ),
                 )
-            except Stopped:
+            except (Stopped, UserError):  # an image that cannot be read costs no training
                 self._save(None, best=False)
                 raise
             metric = metrics[self.monitor]

@@ -41,8 +41,11 @@ class Machine:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return model
 
+    def precision(self) -> str:
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
     def describe(self) -> str:
-        name = next((key for key, dtype in PRECISIONS.items() if dtype == self.dtype), "?")
+        name = self.precision()
         layout = ", channels_last" if self.channels_last else ""
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, {name}{layout}"
@@ -131,7 +134,7 @@ def set_deterministic(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def faults_explained(batch_size: int, size: tuple[int, int]) -> Iterator[None]:
+def faults_explained(batch_size: int, size: tuple[int, int] | None) -> Iterator[None]:
     """One sentence for what torch says when a machine cannot do what was asked of it.
 
     Out of memory (with sizes that would fit better), no compiler for torch.compile, no
@@ -139,17 +142,25 @@ def faults_explained(batch_size: int, size: tuple[int, int]) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError) as error:
         explained = _explain(error, batch_size, size)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explain(error: BaseException, batch_size: int, size: tuple[int, int]) -> UserError | None:
+def _explain(
+    error: BaseException, batch_size: int, size: tuple[int, int] | None
+) -> UserError | None:
     text = str(error)
     exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if exhausted or "can't allocate memory" in text:
+        if size is None:
+            return UserError(
+                "out of memory before the first step: the data or the model does not fit",
+                advice="trainer.loader=streaming keeps the data off the device",
+                code=Exit.MACHINE,
+            )
         h, w = size
         half = max(1, batch_size // 2)
         return UserError(
@@ -164,6 +175,12 @@ def _explain(error: BaseException, batch_size: int, size: tuple[int, int]) -> Us
             field="trainer.compile",
             advice="take trainer.compile=false, or install a C++ compiler",
             code=Exit.MACHINE,
+        )
+    if "Expected more than 1 value per channel" in text:
+        return UserError(
+            "batch normalisation needs more than one value a channel, and a batch gives it one",
+            field="trainer.batch_size",
+            advice="take a larger trainer.batch_size, a smaller trainer.accumulate or larger images",
         )
     if "deterministic" in text and "use_deterministic_algorithms" in text:
         return UserError(

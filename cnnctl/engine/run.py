@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +19,8 @@ from cnnctl.errors import Exit, UserError
 class RunDirectory:
     """A directory and the lock on it; the lock goes with the process, however that ends."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: IO[str] | None = None) -> None:
+        """Without a lock it is another process's directory."""
         self.path = path
         self._lock = lock
 
@@ -55,7 +58,8 @@ class RunDirectory:
         return cls(path, _lock(path))
 
     def release(self) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _lock(path: Path) -> IO[str]:
@@ -66,7 +70,10 @@ def _lock(path: Path) -> IO[str]:
         raise disk_error(error, file) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            print(f"warning: {file} cannot be locked: {error.strerror}", file=sys.stderr)
+            return lock
         lock.seek(0)
         raise UserError(
             f"another run is writing here ({_owner(lock.read())})",
@@ -103,4 +110,11 @@ def newest(outputs: Path) -> Path:
             advice="train one first (cnnctl train), or name it: checkpoint=<run or file>",
             code=Exit.CHECKPOINT,
         )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(found, key=_written).parent
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # between two renames of a live run
+        return 0.0

@@ -78,6 +78,8 @@ class Trainer:
                 f"batch_size {self.batch_size} does not divide into {self.devices} devices"
                 f" times {self.accumulate} accumulated parts"
             )
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one, and devices asks for {self.devices}")
         if self.threads is not None and self.threads > cores():
             raise ValueError(f"threads is {self.threads}, but this machine has {cores()} cores")
 
@@ -92,6 +94,12 @@ class Trainer:
         set_threads(self.threads, max(self.devices, processes.world))
         set_deterministic(self.deterministic)
         device = choose_device(self.device, processes.local_rank)
+        if self.sync_batchnorm and device.type != "cuda":
+            raise UserError(
+                f"needs GPUs, and this run is on {device.type}",
+                field="trainer.sync_batchnorm",
+                advice="take trainer.sync_batchnorm=false",
+            )
         return Machine(device, choose_dtype(self.precision, device), self.channels_last)
 
     def load(

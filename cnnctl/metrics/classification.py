@@ -49,6 +49,9 @@ class ClassificationEvaluator:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
+        self.names = (
+            ("top1", "top5", "nll", "loss") if len(classes) > 5 else ("top1", "nll", "loss")
+        )
         # id, label, predicted, in the top 5: (n, 4) int64; log p(label): (n,) float, of each batch
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._merged: list[Tensor] = []  # rows() of other processes

@@ -87,8 +87,8 @@ def by_cnnctl(model: ClassificationModel, data: Noise, machine: Machine, directo
     trainer = Trainer(epochs=1, batch_size=BATCH, decay_norm_and_bias=True)
     augmentation = Standard(10, mirror=True, native=(32, 32))
     processes = Processes()
-    metrics = MetricsFile(directory / "metrics.jsonl", 0)
-    console = Console(quiet=True)
+    journal = Journal(Console(quiet=True), lambda batch: {}, lambda *seen: {})
+    journal.open(MetricsFile(directory / "metrics.jsonl", 0), None)
     return Loop(
         trainer=trainer,
         model=model,
@@ -106,7 +106,7 @@ def by_cnnctl(model: ClassificationModel, data: Noise, machine: Machine, directo
         seed=0,
         describe={"format": FORMAT, "config": {}},
         checkpoints=Checkpoints(directory),
-        journal=Journal(console, metrics, None, lambda batch: {}, lambda *seen: {}),
+        journal=journal,
         stop=StopFlag(),
     )
 
