@@ -35,6 +35,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit for suspicion: a quarter of a giga
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _FAST = ("JPEG", "MPO")  # MPO is a JPEG with more pictures behind the first
 _ORIENTATION = 0x0112  # the EXIF tag
+_PHOTOMETRIC = 262  # the TIFF tag: 0 where 0 is white
 
 
 def read_image(path: str | os.PathLike[str], channels: int = 3) -> Tensor:
@@ -144,9 +145,10 @@ def _fast(raw: bytearray, image: Image) -> Tensor | None:
     (torchvision 0.29.2).
     """
     decode = _torchvision_decoder()
-    if decode is None or image.mode not in ("L", "RGB"):
+    if decode is None or image.mode not in ("L", "RGB") or _is_turned(image):
         return None
-    return decode(torch.frombuffer(raw, dtype=torch.uint8), apply_exif_orientation=True)
+    # Not torchvision's own orientation: it misses some of what Pillow finds (behind XMP, in XMP).
+    return decode(torch.frombuffer(raw, dtype=torch.uint8), apply_exif_orientation=False)
 
 
 @cache
@@ -168,11 +170,9 @@ def _from_16_bits(pixels: Tensor) -> Tensor:
 def _pillow(image: Image) -> Tensor:
     """(1, 3 or 4, H, W) uint8 of the first frame, turned as its EXIF orientation says."""
     image.load()
-    up_to_16_bits = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        return _deep_grey(image)
     image = _upright(image)
-    if up_to_16_bits:
-        values = np.array(image).astype(np.int32)
-        return _from_16_bits(torch.from_numpy(values)[None])
     if image.mode in ("I", "F"):
         kind = "32-bit whole" if image.mode == "I" else "floating-point"
         raise ValueError(f"{kind} numbers have no fixed range; convert it to 8 or 16 bits")
@@ -186,14 +186,27 @@ def _pillow(image: Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
+def _deep_grey(image: Image) -> Tensor:
+    """(1, H, W) uint8 of up to 16 bits; what Pillow does for 8 bits but not for 16 is done here."""
+    values = torch.from_numpy(np.array(_upright(image)).astype(np.int32))[None]
+    grey = _from_16_bits(values)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # a TIFF whose 0 is white
+        grey = 255 - grey
+    transparent = image.info.get("transparency")  # of a PNG: one value
+    return grey if transparent is None else grey.masked_fill(values == transparent, 255)
+
+
+def _is_turned(image: Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # damaged EXIF does not make the pixels worse
+        return False
+
+
 def _upright(image: Image) -> Image:
     from PIL import ImageOps
 
-    try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    except Exception:  # damaged EXIF does not make the pixels worse
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+    return ImageOps.exif_transpose(image) if _is_turned(image) else image
 
 
 def _to_channels(pixels: Tensor, channels: int) -> Tensor:

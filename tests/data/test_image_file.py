@@ -198,6 +198,65 @@ def test_exif_orientation(tmp_path, name, orientation):
     assert quarter.sum() == 1
 
 
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'>%s</x:xmpmeta>"
+TURNED = (
+    b"<rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description "
+    b"xmlns:tiff='http://ns.adobe.com/tiff/1.0/' tiff:Orientation=\"6\"/></rdf:RDF>"
+)
+EXIF_TAG = struct.pack(">H", 1) + struct.pack(">HHI", 0x0112, 4, 1) + struct.pack(">II", 6, 0)
+EXIF_LONG = b"Exif\0\0MM\0*" + struct.pack(">I", 8) + EXIF_TAG
+EXIF_SHORT = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [[EXIF_SHORT], [XMP % b"", EXIF_SHORT], [EXIF_LONG], [XMP % TURNED]],
+    ids=["exif", "exif behind XMP", "exif of a LONG", "XMP alone"],
+)
+@pytest.mark.usefixtures("either_decoder")
+def test_orientation_wherever_a_jpeg_says_it(tmp_path, segments):
+    image = Image.new("L", (32, 16))
+    image.paste(255, (0, 0, 32, 8))  # white above, which orientation 6 shows on the right
+    raw = save(tmp_path, "a.jpg", image, quality=100).read_bytes()
+    said = b"".join(b"\xff\xe1" + struct.pack(">H", len(text) + 2) + text for text in segments)
+    (tmp_path / "a.jpg").write_bytes(raw[:2] + said + raw[2:])
+    found = read_image(tmp_path / "a.jpg", 1)[0] > 127
+    assert torch.equal(found, (torch.arange(16) >= 8).expand(32, 16))
+
+
+def tiff(pixels: np.ndarray, photometric: int) -> bytes:
+    """A grey TIFF by the book (6.0, section 4), of uint8 or uint16 (H, W)."""
+    (height, width), depth = pixels.shape, 8 * pixels.itemsize
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    entries = [
+        *[(256, width), (257, height), (258, depth), (259, 1), (262, photometric)],
+        *[(273, 8), (277, 1), (278, height), (279, len(data))],
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    start = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return start + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(("photometric", "expected"), [(1, [0, 10, 255]), (0, [255, 245, 0])])
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_tiff_whose_zero_is_white(tmp_path, photometric, expected, factor):
+    dtype = np.uint8 if factor == 1 else np.uint16
+    pixels = (np.array([[0, 10, 255]]) * factor).astype(dtype)
+    (tmp_path / "a.tiff").write_bytes(tiff(pixels, photometric))
+    assert read_image(tmp_path / "a.tiff", 1).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_transparent_grey_is_laid_on_white(tmp_path, depth):
+    factor = 257 if depth == 16 else 1
+    raw = png((np.array([[0, 4, 117]]) * factor)[..., None], 0, depth)
+    data = b"tRNS" + struct.pack(">H", 4 * factor)
+    chunk = struct.pack(">I", 2) + data + struct.pack(">I", zlib.crc32(data))
+    at = raw.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(raw[:at] + chunk + raw[at:])
+    assert read_image(tmp_path / "a.png", 1).flatten().tolist() == [0, 255, 117]
+
+
 def test_odd_shapes(tmp_path):
     for width, height in ((1, 1), (5000, 1), (1, 5000), (20000, 2)):
         path = save(tmp_path, "a.png", Image.new("RGB", (width, height), (1, 2, 3)))
