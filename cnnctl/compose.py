@@ -304,3 +304,10 @@ def _required(primary: str) -> list[str]:
 
 def _first_key(text: str) -> str:
     return re.split(r"[.=]", text.lstrip("+~"))[0]
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra's grammar wants it: in quotes only where it needs them."""
+    text = str(path)
+    plain = re.fullmatch(r"[A-Za-z0-9._/+-]+", text)
+    return text if plain else "'" + text.replace("'", r"\'") + "'"

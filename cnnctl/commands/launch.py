@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import re
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict, read_write
 
+from cnnctl import compose
 from cnnctl.commands import jobs
 from cnnctl.commands.jobs import Job, Result
 from cnnctl.engine.journal import show
@@ -109,7 +109,7 @@ def launcher(config: DictConfig, loader: Any, flag: StopFlag) -> Launch:
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.sweep.dir = str(directory)
             config.hydra.job.name = "cnnctl"
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={compose.quoted(directory)}")
         size = config.hydra.sweeper.max_batch_size or len(left)
         for start in range(0, len(left), size):
             batch = left[start : start + size]
@@ -162,10 +162,3 @@ def _running(directory: Path) -> set[int]:
             if owner["host"] == socket.gethostname():
                 found.add(int(owner["pid"]))
     return found
-
-
-def quoted(path: Path) -> str:
-    """A path as Hydra's grammar wants it: in quotes only where it needs them."""
-    text = str(path)
-    plain = re.fullmatch(r"[A-Za-z0-9._/+-]+", text)
-    return text if plain else "'" + text.replace("'", r"\'") + "'"

@@ -33,6 +33,7 @@ RESUMABLE = (
     "trainer.threads",
     "data.root",
 )
+LENGTH = {"trainer.epochs", "trainer.steps", "trainer.patience"}  # a finished run may go on
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Request:
 
     def extends(self) -> bool:
         """Whether a finished run has anything left to do."""
-        return bool(self.changed.keys() & {"trainer.epochs", "trainer.steps", "trainer.patience"})
+        return bool(self.changed.keys() & LENGTH)
 
 
 def resuming(settings: DictConfig, overrides: list[str]) -> Request:
@@ -72,7 +73,6 @@ def resuming(settings: DictConfig, overrides: list[str]) -> Request:
     if directory.joinpath("lock").exists() and os.environ.get("RANK", "0") == "0":
         RunDirectory.reopen(directory).release()  # first of all: is it running?
     state, _, _ = last_checkpoint(path)
-    _check_newest(state, path)
     _check_own(state, path, settings)
     config, regrouped = compose.override(state["config"], overrides)
     plain = OmegaConf.to_container(config, resolve=True)
@@ -87,7 +87,9 @@ def resuming(settings: DictConfig, overrides: list[str]) -> Request:
             advice="leave that out, or start a new run from the weights with init_from=",
             code=Exit.CHECKPOINT,
         )
-    _check_length(state, plain["trainer"], changed)
+    if changed.keys() & LENGTH:
+        _check_length(state, plain["trainer"], changed)
+        _check_newest(state, path)
     _as_before(state, plain["trainer"])
     plain["trust"] = OmegaConf.to_container(settings.trust)
     config_values = {str(name): value for name, value in plain.items()}
@@ -112,7 +114,8 @@ def _check_own(state: State, path: Path, settings: DictConfig) -> None:
 
 
 def _check_newest(state: State, path: Path) -> None:
-    """To go on from an older checkpoint would mix two histories in one directory."""
+    """What came after an older checkpoint is done again, and comes out the same if nothing changes;
+    with another length it would not, and best.pt might be of the history that was given up."""
     if path.is_dir() or not path.with_name("manifest.json").exists():
         return
     steps = [entry["step"] for entry in checkpoint.read_manifest(path.parent).values()]
@@ -122,7 +125,7 @@ def _check_newest(state: State, path: Path) -> None:
             f"is of step {step}, and the run has got to step {max(steps)} since",
             file=path,
             field="resume",
-            advice=f"resume the run ({path.parent}), or start a new one with init_from=",
+            advice=f"resume the run ({path.parent}) to change its length",
             code=Exit.CHECKPOINT,
         )
 

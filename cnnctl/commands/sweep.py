@@ -19,7 +19,7 @@ from cnnctl import compose
 from cnnctl.commands import jobs
 from cnnctl.commands.combinations import config_loader, list_jobs
 from cnnctl.commands.jobs import Job, Result
-from cnnctl.commands.launch import PLAN, STOP, Launch, launcher, quoted, stopping
+from cnnctl.commands.launch import PLAN, STOP, Launch, launcher, stopping
 from cnnctl.engine.checkpoint import disk_error
 from cnnctl.engine.console import Console
 from cnnctl.engine.run import RunDirectory
@@ -186,6 +186,6 @@ def _again(overrides: list[str], config_dir: str | None, directory: Path) -> str
     """The command that continues the sweep."""
     words = ["cnnctl", "train", "-m"]
     words += [text for text in overrides if not text.startswith("hydra.sweep.dir=")]
-    words += [f"hydra.sweep.dir={quoted(directory)}"]
+    words += [f"hydra.sweep.dir={compose.quoted(directory)}"]
     words += ["--config-dir", config_dir] if config_dir else []
     return shlex.join(words)

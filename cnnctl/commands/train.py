@@ -12,8 +12,7 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cnnctl import build, outcome
-from cnnctl.commands.launch import quoted
+from cnnctl import build, compose, outcome
 from cnnctl.commands.request import Request, last_checkpoint
 from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
@@ -142,7 +141,7 @@ def _prepare(
     journal = Journal(
         console,
         lambda batch: task.draw_batch(batch, train),
-        lambda *seen: task.draw_evaluation(*seen, val),
+        lambda seen, evaluator, scored: task.draw_evaluation(seen, evaluator, scored, val or train),
     )
     journal.report = request.report
     return Loop(
@@ -186,7 +185,7 @@ def _open(request: Request, config: DictConfig, loop: Loop, directory: Path) -> 
 
 
 def _resume_command(request: Request, directory: Path) -> str:
-    words = ["cnnctl", "train", f"resume={quoted(directory)}"]
+    words = ["cnnctl", "train", f"resume={compose.quoted(directory)}"]
     if request.config["trust"]:
         words.append(f"trust=[{','.join(request.config['trust'])}]")
     return shlex.join(words)

@@ -27,7 +27,6 @@ from cnnctl import build, compose
 from cnnctl.commands import jobs
 from cnnctl.commands.combinations import checked_job, job_name
 from cnnctl.commands.jobs import Job, Pruned
-from cnnctl.commands.launch import quoted
 from cnnctl.commands.search_space import Dimension, search_space
 from cnnctl.commands.sweep import check_same, claim
 from cnnctl.engine.console import Console
@@ -287,6 +286,9 @@ def _again(search: Search, overrides: list[str]) -> str:
     """The command that continues the study."""
     words = ["cnnctl", "tune", *overrides]
     words += [f"{name}={search.settings[name]}" for name in ("trials", "sampler", "search_seed")]
-    words += [f"prune={str(search.settings.prune).lower()}", f"study={quoted(search.directory)}"]
+    words += [
+        f"prune={str(search.settings.prune).lower()}",
+        f"study={compose.quoted(search.directory)}",
+    ]
     words += ["--config-dir", search.config_dir] if search.config_dir else []
     return shlex.join(words)

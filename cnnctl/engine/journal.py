@@ -129,6 +129,7 @@ class Journal:
     ) -> None:
         if self._val is not None:
             self._val.close()
+            self._val = None
         scalars = {f"val/{name}": value for name, value in metrics.items()}
         self._write({**self._place(total_steps), **scalars})
         if self.metrics is not None:

@@ -180,7 +180,7 @@ def _explain(
         return UserError(
             "batch normalisation needs more than one value a channel, and a batch gives it one",
             field="trainer.batch_size",
-            advice="take a larger trainer.batch_size, a smaller trainer.accumulate or larger images",
+            advice="take a larger trainer.batch_size or a smaller trainer.accumulate",
         )
     if "deterministic" in text and "use_deterministic_algorithms" in text:
         return UserError(

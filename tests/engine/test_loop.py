@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(save_every, train, command, tmp
     assert "cross_entropy is " in said or "a weight is not finite" in said
     assert "step " in said
     assert "learning rate 1e+20" in said
-    assert "optimizer.lr (try 1e+19)" in said
+    assert "lower optimizer.lr" in said
     assert "Traceback" not in said
     for path in run.glob("*.pt"):  # what there is, is good
         model = checkpoint.read(path)["model"]
@@ -305,7 +305,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_one(
     def full(path: Path, data) -> None:
         nonlocal saves
         saves += path.suffix == ".pt"
-        if saves == 2:
+        if saves == 3:
             raise checkpoint.disk_error(OSError(28, "No space left on device"), path)
         original(path, data)
 
@@ -374,7 +374,7 @@ def test_a_log_that_fails_does_not_end_the_run(train, command, tmp_path, capsys,
         nonlocal calls
         if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
             calls += 1
-            if calls == 2:
+            if calls == 3:
                 raise OSError(28, "No space left on device")
         original(descriptor)
 

@@ -288,7 +288,7 @@ def test_changed_data_is_refused(train, command, picture_folder, tmp_path, capsy
     )
     (pictures / "red" / "0.png").unlink()
     assert command("train", f"resume={run}", "trainer.steps=6") == 4
-    assert "the training data is not what the run started with" in capsys.readouterr().err
+    assert "the train data is not what the run started with" in capsys.readouterr().err
 
 
 def test_a_finished_run_says_so(trained, command, capsys):
