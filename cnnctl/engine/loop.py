@@ -178,7 +178,7 @@ class Loop:
         if self.processes.world > 1:
             step_module = DistributedDataParallel(step_module)
         interval = trainer.evaluation_interval(self.per_epoch)
-        self.model.train()
+        self._train_mode()
         with self.journal.stage(stage.name, self.total, self.per_epoch, progress.step):
             batches = self.train.train(
                 progress.step, self.total, trainer.batch_size, progress.stage
@@ -326,6 +326,15 @@ class Loop:
             )
         progress.owed = False
         self._save(metric, best=best)
+        self._train_mode()
+
+    def _train_mode(self) -> None:
+        """Layers that this stage does not train stay as they are, running statistics included."""
+        self.model.train()
+        for module in self.model.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
 
     def _worse(self, metric: float) -> bool:
         best = self.progress.best

@@ -216,6 +216,18 @@ def test_stages(moment, train, command, references, tmp_path):
     assert comparing.runs_differ(reference, tmp_path / "run") == []
 
 
+def test_a_stage_leaves_what_it_does_not_train_as_it_was(train, tmp_path):
+    """The head's stage moves neither the hidden layer nor its batch norm's statistics."""
+    run = tmp_path / "run"
+    staged = ("model=mlp", "model._target_=staged.Staged", "trust=[staged]", "trainer.steps=10")
+    none = ("~model.widths", "~model.activation", "~model.dropout", "~model.batch_norm")
+    assert train(run, *staged, *none, "trainer.keep_every=10") == 0
+    before = checkpoint.read(run / "step-11.pt")["model"]  # one fit, ten steps of features
+    after = checkpoint.read(run / "last.pt")["model"]
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
 def test_two_epochs_and_two_are_four(train, command, tmp_path):
     settings = ("schedule=constant", "trainer.evaluate_every_steps=null", "trainer.patience=null")
     assert train(tmp_path / "four", *settings, "trainer.epochs=4") == 0
