@@ -178,11 +178,11 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
     if call.command == "eval":
         from cnnctl.commands import eval as evaluation
 
-        return evaluation.run(settings, others)
+        return evaluation.run(settings, others, call.config_dir)
     if call.command == "predict":
         from cnnctl.commands import predict
 
-        return predict.run(settings, others)
+        return predict.run(settings, others, call.config_dir)
     if call.command == "tune":
         from cnnctl.commands import tune
 

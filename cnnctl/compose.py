@@ -85,8 +85,13 @@ def choices(config: DictConfig) -> dict[str, str]:
     return {str(group): str(option) for group, option in chosen if group in ours}
 
 
-def override(config: dict[str, Any], overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+def override(
+    config: dict[str, Any], overrides: list[str], config_dir: str | None = None
+) -> tuple[DictConfig, dict[str, str]]:
     """Apply ``group=option`` and ``key=value`` to a configuration read from a checkpoint.
+
+    Args:
+        config_dir: as in ``compose``.
 
     Returns:
         the new configuration and the groups that were chosen anew.
@@ -98,7 +103,7 @@ def override(config: dict[str, Any], overrides: list[str]) -> tuple[DictConfig, 
     _check_job(result, [])
     for group in chosen:
         own = [text for text in overrides if re.match(rf"{group}[.=]", text)]
-        result[group] = settings(compose("train", own))[group]
+        result[group] = settings(compose("train", own, config_dir))[group]
     for key, value in parsed:
         if key in known or key.split(".")[0] in chosen:
             continue
@@ -145,10 +150,12 @@ def _compose(primary: str, overrides: list[str], config_dir: str | None) -> Dict
             f"not valid YAML: {problem}", file=mark and mark.name, record=where
         ) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, primary, overrides) from None
+        raise explain(error, primary, overrides, config_dir) from None
 
 
-def explain(error: Exception, primary: str, overrides: list[str]) -> UserError:
+def explain(
+    error: Exception, primary: str, overrides: list[str], config_dir: str | None = None
+) -> UserError:
     """Hydra's error in the user's words, with the nearest name that exists."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
@@ -160,7 +167,7 @@ def explain(error: Exception, primary: str, overrides: list[str]) -> UserError:
         return UserError(f'there is no {group} "{option}"', advice=nearest(option, there))
     text = f"{error}\n{error.__cause__ or ''}"
     if key := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(key[1].split("@")[0], primary)
+        return _unknown_key(key[1].split("@")[0], primary, overrides, config_dir)
     if key := re.search(r"Ambiguous value for '([^']+)'", text):
         return UserError("is given twice", field=key[1], advice="leave one of them out")
     key = re.search(r"full_key: (\S+)", text)
@@ -168,8 +175,12 @@ def explain(error: Exception, primary: str, overrides: list[str]) -> UserError:
     return UserError(first.strip(), field=key[1] if key else None)
 
 
-def _unknown_key(key: str, primary: str) -> UserError:
-    base = _compose(primary, [], None)
+def _unknown_key(key: str, primary: str, overrides: list[str], config_dir: str | None) -> UserError:
+    options = [text for text in overrides if text.partition("=")[0] in groups()]
+    try:
+        base = _compose(primary, options, config_dir)
+    except UserError:  # an option is wrong too; this one is said first
+        base = _compose(primary, [], None)
     names = [name for name in _flat_keys(base) if not name.startswith("hydra")]
     names += groups() if primary == "train" else []
     section, _, last = key.rpartition(".")

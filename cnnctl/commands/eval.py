@@ -33,8 +33,12 @@ class Scores:
     evaluator: Any
 
 
-def run(settings: DictConfig, overrides: list[str]) -> int:
-    """The command; ``overrides`` change the checkpoint's own configuration."""
+def run(settings: DictConfig, overrides: list[str], config_dir: str | None = None) -> int:
+    """The command; ``overrides`` change the checkpoint's own configuration.
+
+    Args:
+        config_dir: a folder of the user's own YAML files.
+    """
     if settings.split not in ("train", "val", "test"):
         raise UserError(
             f'there is no split "{settings.split}"', field="split", advice="val or test"
@@ -43,7 +47,7 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
     path = locate(settings)
     console.say(f"checkpoint: {path}")
     state = checkpoint.read(path)
-    config, regrouped = rebuild(state, path, settings, overrides)
+    config, regrouped = rebuild(state, path, settings, overrides, config_dir)
     trainer = build.trainer(config)
     processes = Processes()
     machine = trainer.machine(processes)
@@ -70,7 +74,11 @@ def locate(settings: DictConfig) -> Path:
 
 
 def rebuild(
-    state: State, path: Path, settings: DictConfig, overrides: list[str]
+    state: State,
+    path: Path,
+    settings: DictConfig,
+    overrides: list[str],
+    config_dir: str | None = None,
 ) -> tuple[DictConfig, dict[str, str]]:
     """The configuration of a checkpoint with the command line's changes; nothing else is trusted.
 
@@ -78,7 +86,9 @@ def rebuild(
         UserError: the checkpoint's configuration names what may not be named (code 4).
     """
     try:
-        config, regrouped = compose.override({**state["config"], "trust": []}, overrides)
+        config, regrouped = compose.override(
+            {**state["config"], "trust": []}, overrides, config_dir
+        )
         config.trust = settings.trust
         config.trainer.devices = 1
         if config.trainer.threads is None:  # as in training: another count, other last digits

@@ -59,7 +59,7 @@ class Facts:
         )
 
 
-def run(settings: DictConfig, overrides: list[str]) -> int:
+def run(settings: DictConfig, overrides: list[str], config_dir: str | None = None) -> int:
     """The command; ``overrides`` change the checkpoint's own configuration.
 
     Returns:
@@ -72,7 +72,7 @@ def run(settings: DictConfig, overrides: list[str]) -> int:
     console = Console()
     console.say(f"checkpoint: {path}")
     state = checkpoint.read(path)
-    config, _ = rebuild(state, path, settings, overrides)
+    config, _ = rebuild(state, path, settings, overrides, config_dir)
     trainer, task, facts = build.trainer(config), build.task(config), Facts.of(state)
     machine = trainer.machine(Processes())
     augmentation = build.augmentation(config, facts)
@@ -160,7 +160,7 @@ class Predictor:
         items = read_ahead(
             files,
             self.facts.channels,
-            self.augmentation.sample_eval,
+            self.augmentation.sample_own,
             threads=threads,
             ahead=batch_size + threads,
             originals=drawn,
