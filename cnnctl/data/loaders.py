@@ -3,7 +3,8 @@
 Both are pure functions of the position: ``train(start, stop)`` yields the batches of steps
 ``start`` to ``stop``, so that a run resumes by a jump. The order of an epoch depends on (seed,
 stage, epoch), a sample's augmentation on (seed, purpose, epoch, index), and nothing on the number
-of workers or processes: every process takes its share of the same global batch.
+of workers or processes: every process takes its share of the same global batch. Where images of
+a batch are mixed with each other, every process augments all of it before it takes its share.
 """
 
 from __future__ import annotations
@@ -124,12 +125,15 @@ class ResidentLoader:
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
         order = _Order(len(self.dataset), batch_size, self.seed, stage, self.pixels.device)
         for step in range(start, stop):
-            epoch, index = order.step(step, self.share)
+            epoch, index = order.step(step, Share() if self.augmentation.mixes else self.share)
             batch = self._take(index)
             draw = Draw(self.seed, epoch, batch.targets.image_id)
-            images, targets = self.augmentation.batch(batch.images, batch.targets, draw)
-            images.pixels = self.normalize(images.pixels)
-            yield Batch(images, targets)
+            batch = Batch(*self.augmentation.batch(batch.images, batch.targets, draw))
+            if self.augmentation.mixes and self.share.world > 1:
+                part = batch_size // self.share.world
+                batch = batch.rows(slice(self.share.rank * part, (self.share.rank + 1) * part))
+            batch.images.pixels = self.normalize(batch.images.pixels)
+            yield batch
 
     def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
         share = share or self.share
@@ -150,7 +154,11 @@ class ResidentLoader:
 
 
 class StreamingLoader:
-    """Workers decode and crop; batches travel as uint8 and are augmented on the device."""
+    """Workers decode and crop; batches travel as uint8 and are augmented on the device.
+
+    Raises:
+        UserError: the augmentation mixes images, and each process would decode only some of them.
+    """
 
     def __init__(
         self,
@@ -161,6 +169,12 @@ class StreamingLoader:
         share: Share,
         workers: int,
     ) -> None:
+        if augmentation.mixes and share.world > 1:
+            raise UserError(
+                "mixes the images of a batch, of which each process streams only a part",
+                field="augmentation",
+                advice="take another augmentation, or trainer.devices=1",
+            )
         self.dataset = dataset
         self.augmentation = augmentation
         self.device = device

@@ -110,7 +110,17 @@ class Trainer:
         processes: Processes,
         seed: int,
     ) -> Loader:
-        """Resident where the data is one tensor, else streaming."""
+        """Resident where the data is one tensor, else streaming.
+
+        Raises:
+            UserError: the data or the augmentation does not go with the batch or the loader.
+        """
+        if augmentation.mixes and self.batch_size == 1:
+            raise UserError(
+                "is 1, and this augmentation mixes the images of a batch",
+                field="trainer.batch_size",
+                advice="take at least 2, or another augmentation",
+            )
         share = Share(processes.rank, processes.world)
         resident = isinstance(dataset, ArrayDataset)
         if self.loader == "resident" and not resident:

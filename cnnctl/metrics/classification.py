@@ -30,7 +30,8 @@ def top_k_hits(scores: Tensor, label: Tensor, k: int) -> Tensor:
 
 def predicted_class(scores: Tensor, label: Tensor) -> Tensor:
     """The best class of (N, K), K > 1 -> (N,); the true one loses ties, as in ``top_k_hits``."""
-    others = scores.scatter(1, label[:, None], -torch.inf).argmax(1)
+    finite = scores.clamp(min=torch.finfo(scores.dtype).min)  # so that -inf is below all others
+    others = finite.scatter(1, label[:, None], -torch.inf).argmax(1)
     return torch.where(top_k_hits(scores, label, 1), label, others)
 
 

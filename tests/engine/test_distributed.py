@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnctl.data.augmentations.base import Augmentation
+from cnnctl import build, compose
 from cnnctl.data.digits import Digits
 from cnnctl.data.loaders import ResidentLoader, Share, StreamingLoader
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.distributed import Processes
+from cnnctl.errors import UserError
 
 # The folder in which a process started by a test finds the modules beside this one.
 HERE = {"PYTHONPATH": str(Path(__file__).parent)}
@@ -104,11 +105,19 @@ def test_a_resume_needs_as_many_processes(runs, command, capsys):
     ("samples", "batch_size", "world"), [(1078, 64, 2), (53, 12, 3), (9, 8, 4)]
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_shares_make_up_the_batch_of_one_process(samples, batch_size, world, streaming):
+@pytest.mark.parametrize("name", compose.groups()["augmentation"])
+def test_shares_make_up_the_batch_of_one_process(name, samples, batch_size, world, streaming):
     """Sample by sample and in order, with the same augmentation, over three epochs."""
     data = Digits("train")
     data.pixels, data.labels = data.pixels[:samples], data.labels[:samples]
-    augmentation = Augmentation(10, False, (8, 8))
+    config = compose.settings(compose.compose("train", [f"augmentation={name}"]))
+    config.augmentation.size = None
+    augmentation = build.augmentation(config, data)
+    if streaming and augmentation.mixes:
+        with pytest.raises(UserError, match="mixes the images of a batch") as caught:
+            StreamingLoader(data, augmentation, torch.device("cpu"), 0, Share(0, world), 0)
+        assert caught.value.field == "augmentation"
+        return
 
     def loader(share: Share):
         common = (data, augmentation, torch.device("cpu"), 0, share)
@@ -125,6 +134,9 @@ def test_shares_make_up_the_batch_of_one_process(samples, batch_size, world, str
         pixels = torch.cat([share[step].images.pixels for share in shares])
         assert torch.equal(ids, batch.targets.image_id)
         assert torch.equal(pixels, batch.images.pixels)
+        labels = [label for share in shares if (label := share[step].targets.label) is not None]
+        assert batch.targets.label is not None
+        assert torch.equal(torch.cat(labels), batch.targets.label)
         assert len(set(ids.tolist())) == batch_size
     for size in (1, 7, 50, 2000):  # evaluation: every sample once, in batches of one process
         dealt = sorted(

@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.augmentations.cutmix import Cutmix
+from cnnctl.data.augmentations.mixup import Mixup
 from cnnctl.data.augmentations.standard import Standard
 from cnnctl.data.base import Dataset
 from cnnctl.data.digits import Digits
 from cnnctl.data.folder import Folder
 from cnnctl.data.loaders import Normalize, ResidentLoader, Share, StreamingLoader, steps_per_epoch
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.machine import Machine
+from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import Batch
 
@@ -98,6 +103,24 @@ def test_resident_and_streaming_are_one(digits):
     )
     assert [number for number, _ in held] == [number for number, _ in streamed] == list(range(11))
     assert all(same(a, b) for (_, a), (_, b) in zip(held, streamed, strict=True))
+
+
+def test_streamed_images_of_many_sizes_are_evaluated_uncropped_by_chance(pictures):
+    """What evaluation sees is ``sample_eval``, not the random crop of training."""
+    augmentation = Standard(3, True, None, size=16)
+    batches = [batch for _, batch in streaming(pictures, augmentation).in_order(7)]
+    seen = torch.cat([batch.images.pixels for batch in batches])
+    prepared = torch.stack([augmentation.sample_eval(image) for image, _ in pictures])
+    assert torch.equal(seen, Normalize(pictures.mean, pictures.std, CPU)(prepared))
+
+
+@pytest.mark.parametrize("mixing", [Mixup, Cutmix])
+def test_a_batch_of_one_cannot_be_mixed(mixing, digits):
+    machine, augmentation = Machine(CPU, torch.float32, True), mixing(10, False, (8, 8))
+    with pytest.raises(UserError, match="mixes the images") as caught:
+        Trainer(batch_size=1).load(digits, augmentation, machine, Processes(), 0)
+    assert caught.value.field == "trainer.batch_size"
+    Trainer(batch_size=2).load(digits, augmentation, machine, Processes(), 0)
 
 
 def test_workers_change_nothing(pictures):

@@ -106,6 +106,10 @@ def test_figures_equal_scikit_learn():
         ([0.5, math.nan, 0.1], 0, False, True, 1),  # ranks before any number, as in argmax
         ([-math.inf, 0.0, -math.inf], 1, True, True, 1),
         ([-math.inf, 0.0, -math.inf], 0, False, False, 1),
+        ([-math.inf] * 3, 0, False, False, 1),
+        ([-math.inf] * 3, 1, False, False, 0),
+        ([math.nan, -math.inf, -math.inf], 0, False, False, 1),
+        ([-math.inf, -math.inf, math.nan], 0, False, False, 2),
     ],
 )
 def test_ties_and_not_a_number(scores, label, first, second, predicted):

@@ -9,6 +9,7 @@ training batches, vectorised, each sample with random numbers of its own counter
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class Augmentation:
         label_smoothing: probability taken from the true class and spread over all K
             (Szegedy et al., arXiv:1512.00567, section 7); training only.
     """
+
+    mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
 
     def __init__(
         self,
@@ -80,6 +83,16 @@ class Augmentation:
             return resize(image[None], self.size)[0]
         return resized_centre(image, self.size)
 
+    def sample_own(self, image: Tensor) -> Tensor:
+        """One image (C, h, w) uint8 of a user's -> (C, *size) uint8, for prediction.
+
+        As ``sample_eval``, but where the data's images all have one size, another shape loses its
+        ends and is not squashed.
+        """
+        if self.native is not None:
+            image = centre_of_shape(image, self.native)
+        return self.sample_eval(image)
+
     def batch(self, images: Images, targets: Targets, draw: Draw) -> tuple[Images, Targets]:
         """Augment a training batch, on its device; the pixels become uint8 or 0..255 float."""
         assert targets.label is not None
@@ -113,6 +126,15 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(pixels, size, mode="bilinear", antialias=True)
     scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def centre_of_shape(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The largest centred part of (C, h, w) with the aspect ratio of ``shape`` (height, width)."""
+    h, w = image.shape[-2:]
+    rows = max(1, min(h, round(w * shape[0] / shape[1])))
+    columns = max(1, min(w, round(h * shape[1] / shape[0])))
+    top, left = (h - rows) // 2, (w - columns) // 2
+    return image[:, top : top + rows, left : left + columns]
 
 
 def resized_centre(image: Tensor, size: tuple[int, int]) -> Tensor:

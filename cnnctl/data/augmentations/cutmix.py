@@ -21,13 +21,16 @@ from cnnctl.randomness import Draw, beta_quantiles
 class Cutmix(Standard):
     """Pad, crop, flip, then paste a rectangle of the image before it into each image.
 
-    Labels come out as distributions, in proportion to the pixels of either image.
+    The one before it in the step's whole batch, whatever the number of processes. Labels come out
+    as distributions, in proportion to the pixels of either image.
 
     Args:
         alpha: of Beta(alpha, alpha), which the area of the image itself is drawn from; the paper
             takes 1 (uniform).
         probability: of pasting at all; the paper takes 0.5 on CIFAR and 1 on ImageNet.
     """
+
+    mixes = True
 
     def __init__(
         self,
@@ -42,7 +45,16 @@ class Cutmix(Standard):
         probability: float = 0.5,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, mirror, native, size, padding, flip, scale, label_smoothing)
+        super().__init__(
+            num_classes=num_classes,
+            mirror=mirror,
+            native=native,
+            size=size,
+            padding=padding,
+            flip=flip,
+            scale=scale,
+            label_smoothing=label_smoothing,
+        )
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f"alpha must be a positive number, got {alpha}")
         if not 0 <= probability <= 1:

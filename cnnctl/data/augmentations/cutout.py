@@ -34,7 +34,16 @@ class Cutout(Standard):
         length: int | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, mirror, native, size, padding, flip, scale, label_smoothing)
+        super().__init__(
+            num_classes=num_classes,
+            mirror=mirror,
+            native=native,
+            size=size,
+            padding=padding,
+            flip=flip,
+            scale=scale,
+            label_smoothing=label_smoothing,
+        )
         if length is not None and not 1 <= length <= max(self.size):
             raise ValueError(f"length must be from 1 to the size {max(self.size)}, got {length}")
         self.length = max(1, min(self.size) // 2) if length is None else length

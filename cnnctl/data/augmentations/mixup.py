@@ -19,12 +19,16 @@ from cnnctl.randomness import Draw, beta_quantiles
 class Mixup(Standard):
     """Pad, crop, flip, then blend each image and its label with those of the one before it.
 
+    The one before it in the step's whole batch, whatever the number of processes.
+
     Pixels come out as floats in 0..255, labels as distributions.
 
     Args:
         alpha: of Beta(alpha, alpha), which the share of the image itself is drawn from; the paper
             takes 1 (uniform) on CIFAR and 0.1 to 0.4 on ImageNet.
     """
+
+    mixes = True
 
     def __init__(
         self,
@@ -38,7 +42,16 @@ class Mixup(Standard):
         alpha: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, mirror, native, size, padding, flip, scale, label_smoothing)
+        super().__init__(
+            num_classes=num_classes,
+            mirror=mirror,
+            native=native,
+            size=size,
+            padding=padding,
+            flip=flip,
+            scale=scale,
+            label_smoothing=label_smoothing,
+        )
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f"alpha must be a positive number, got {alpha}")
         self.alpha = alpha

@@ -42,7 +42,16 @@ class RandAugment(Standard):
         magnitude: int = 9,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, mirror, native, size, padding, flip, scale, label_smoothing)
+        super().__init__(
+            num_classes=num_classes,
+            mirror=mirror,
+            native=native,
+            size=size,
+            padding=padding,
+            flip=flip,
+            scale=scale,
+            label_smoothing=label_smoothing,
+        )
         if num_ops < 1:
             raise ValueError(f"num_ops must be at least 1, got {num_ops}")
         if not 0 <= magnitude < BINS:

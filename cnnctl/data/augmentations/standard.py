@@ -4,7 +4,8 @@ On 32 x 32 images with padding 4 it is the paper's; for images of many sizes it 
 resized crop (Szegedy et al., arXiv:1409.4842, section 6) and a flip.
 
 Differs from the papers: the padding is black and not the mean colour; the random resized crop
-follows torchvision (ten attempts at a rectangle, then the largest in the centre).
+follows torchvision (ten attempts at a rectangle, then the largest in the centre), and by default
+takes a quarter or more of the area, not 8 %, which suits small data sets and short runs better.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ class Standard(Augmentation):
         scale: tuple[float, float] = (0.25, 1.0),
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, mirror, native, size, label_smoothing)
+        super().__init__(
+            num_classes=num_classes,
+            mirror=mirror,
+            native=native,
+            size=size,
+            label_smoothing=label_smoothing,
+        )
         if padding is not None and not 0 <= padding <= max(self.size):
             raise ValueError(f"padding must be from 0 to the size {max(self.size)}, got {padding}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:

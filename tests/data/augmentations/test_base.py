@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 
 from cnnctl.data.augmentations import base
-from cnnctl.data.augmentations.base import Augmentation, resize, resized_centre
+from cnnctl.data.augmentations.base import Augmentation, centre_of_shape, resize, resized_centre
 
 
 def plain(native=None, **options) -> Augmentation:
@@ -29,7 +29,8 @@ def test_other_sizes_keep_the_same_share_of_the_image(random_pixels):
 @pytest.mark.parametrize("size", [1, 8, 224])
 def test_any_image_becomes_one_of_the_size(shape, size):
     image = torch.full((3, *shape), 77, dtype=torch.uint8)
-    for made in (plain(size=size).sample_eval(image), plain(size=size).sample(image)):
+    pipeline, fixed = plain(size=size), plain((32, 32), size=size)
+    for made in (pipeline.sample_eval(image), pipeline.sample(image), fixed.sample_own(image)):
         assert made.dtype == torch.uint8
         assert made.shape == (3, size, size)
         assert (made == 77).all()
@@ -51,6 +52,40 @@ def test_images_that_all_have_the_size_are_left_alone(random_pixels):
     assert torch.equal(pipeline.sample(pixels[0]), pixels[0])
     assert pipeline.resident(pixels) is pixels
     assert pipeline.size == (32, 32)
+
+
+@pytest.mark.parametrize("native", [(32, 32), (20, 40)])
+@pytest.mark.parametrize("turn", [False, True])
+def test_an_own_image_of_another_shape_is_not_squashed(native, turn):
+    """A white square in the middle of a strip stays a square in what the network sees."""
+    image = torch.zeros(1, 100, 400, dtype=torch.uint8)
+    image[..., 25:75, 175:225] = 255
+    image = image.mT if turn else image
+    seen = plain(native).sample_own(image)[0] > 127
+    assert seen.shape == native
+    rows, columns = seen.any(1).sum().item(), seen.any(0).sum().item()
+    assert rows == columns >= 5
+    assert torch.equal(seen, seen.flip(0))
+    assert torch.equal(seen, seen.flip(1))
+
+
+def test_an_own_image_of_the_datas_shape_is_evaluated_as_the_data(random_pixels):
+    for shape in ((32, 32), (64, 64), (500, 500)):
+        image = random_pixels(1, 3, *shape)[0]
+        pipeline = plain((32, 32))
+        assert torch.equal(pipeline.sample_own(image), pipeline.sample_eval(image))
+    many = plain(size=16)
+    image = random_pixels(1, 3, 30, 70)[0]
+    assert torch.equal(many.sample_own(image), many.sample_eval(image))
+
+
+@pytest.mark.parametrize(
+    ("have", "shape", "expected"),
+    [((10, 40), (1, 1), (10, 10)), ((40, 10), (2, 1), (20, 10)), ((30, 31), (32, 32), (30, 30)),
+     ((1, 9), (9, 1), (1, 1)), ((60, 80), (3, 4), (60, 80))],
+)  # fmt: skip
+def test_the_largest_part_of_a_shape(have, shape, expected):
+    assert centre_of_shape(torch.zeros(3, *have), shape).shape == (3, *expected)
 
 
 @pytest.mark.parametrize(("channels", "native", "size"), [(1, 8, 32), (3, 32, 20), (3, 32, 224)])
