@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -95,6 +96,25 @@ def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "trained"
     assert train(directory, "trainer.test=true") == 0
     return directory
+
+
+@pytest.fixture(scope="session")
+def tasks_of() -> Callable[[str], list[str]]:
+    """Option of ``model`` -> the tasks that it does, by the class that its target is of."""
+    from cnnctl import build, compose
+
+    def settings(*overrides: str):
+        return compose.settings(compose.compose("train", list(overrides)))
+
+    def tasks_of(model: str) -> list[str]:
+        target = build.target(settings(f"model={model}"), "model")
+        made = target if isinstance(target, type) else get_type_hints(target)["return"]
+        tasks = {name: build.task(settings(f"task={name}")) for name in compose.groups()["task"]}
+        found = [name for name, task in tasks.items() if issubclass(made, task.model)]
+        assert found, f"model={model} does no task"
+        return found
+
+    return tasks_of
 
 
 @pytest.fixture(scope="session")

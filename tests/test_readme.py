@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnctl import cli, compose
+from cnnctl import build, cli, compose
 from cnnctl.help import explanation
 
 README = Path(__file__).parent.parent / "README.md"
@@ -36,12 +36,14 @@ def commands() -> list[str]:
 def test_every_training_command_composes(line: str) -> None:
     call = cli.parse(shlex.split(line)[1:])
     if call.config_dir is not None:
-        pytest.skip("needs the reader's own files; tests/test_build.py has such a model")
+        pytest.skip("needs the reader's own files; tests/test_cli.py has such a model")
     overrides = [text for text in call.overrides if not text.startswith("resume=")]
     if call.sweep:
         overrides = [text.split(",")[0] for text in overrides]
     config = compose.compose("train", overrides)
-    assert compose.settings(config).task._target_ == "cnnctl.tasks.classify"
+    settings, chosen = compose.settings(config), compose.choices(config)
+    assert build.task(settings).name == chosen["task"]
+    build.check(settings, chosen)
 
 
 def test_every_option_explains_itself() -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cnnctl import compose
+from cnnctl import build, compose
 from cnnctl.commands import info
 from cnnctl.engine.layers import Layers, Row
 from cnnctl.errors import Exit, UserError
@@ -21,13 +21,18 @@ def shown(capsys, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if not name.endswith(("110", "1202"))])
-def test_every_model(model, capsys, monkeypatch, tmp_path):
+def test_every_model(model, tasks_of, capsys, monkeypatch, tmp_path):
+    """For each task that it does, on that task's own data."""
     monkeypatch.setenv("CNNCTL_DATA", str(tmp_path / "absent"))
-    out = shown(capsys, f"model={model}", "data=cifar10")
-    assert f"{model} on cifar10: 3 x " in out
-    assert "pixels -> 10 classes" in out
-    assert "1 multiply-add = 2 FLOPs" in out
-    assert "whole image" in out  # the last layer of every one
+    for task in tasks_of(model):
+        config = compose.compose("train", [f"task={task}"])
+        own, data = compose.choices(config)["data"], build.facts(compose.settings(config))
+        out = shown(capsys, f"task={task}", f"model={model}")
+        assert f"{model} on {own}: {data.channels} x " in out
+        assert f"pixels -> {len(data.classes)} classes" in out
+        assert "1 multiply-add = 2 FLOPs" in out
+        if build.task(compose.settings(config)).fields == ("label",):
+            assert "whole image" in out  # the last layer of every one
 
 
 def test_resnet20_on_cifar10(capsys):

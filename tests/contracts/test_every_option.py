@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build, compose
 from cnnctl.commands import eval as evaluation
-from cnnctl.data.base import ArrayDataset
-from cnnctl.data.loaders import ResidentLoader, Share
+from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import Checkpoints
+from cnnctl.engine.distributed import Processes
 from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.trainer import Trainer, parameter_groups
 from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import FitStage, Model, Stage
 from cnnctl.structures import Batch, Images
 
 CONF = compose.conf_dir()
@@ -30,7 +32,12 @@ GROUPS = compose.groups()
 FILES = sorted(CONF.rglob("*.yaml"))
 CPU = torch.device("cpu")
 LARGE = 400  # modules; a network with more is trained under `slow`, and here only shaped
-SMALL = ("trainer.steps=2", "trainer.batch_size=16", "trainer.log_every=1")
+COSTLY = 1e12  # parameters times pixels of an image, likewise
+SMALL = (
+    *("trainer.steps=2", "trainer.batch_size=16", "trainer.log_every=1"),
+    *("trainer.evaluate_every_steps=2", "trainer.tensorboard=false", "trainer.threads=1"),
+    "trainer.test=false",
+)
 
 
 def options(*groups: str) -> list[tuple[str, str]]:
@@ -44,90 +51,113 @@ def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     return settings, chosen
 
 
-@functools.cache
-def digits() -> Any:
-    return build.dataset(composed()[0], "train")
-
-
-def built(config: DictConfig) -> tuple[Any, tuple[int, int]]:
-    """The model for the digits, and the size of its input."""
-    size = build.augmentation(config, digits()).size
-    torch.manual_seed(0)
-    return build.model(config, digits(), size), size
-
-
-def some(config: DictConfig, count: int) -> Batch:
-    """An augmented training batch of the digits, as the loop gets it."""
-    augmentation = build.augmentation(config, digits())
-    loader = ResidentLoader(few_digits(), augmentation, CPU, 0, Share())
-    return next(loader.train(0, 1, count, 0))
+def uncomposed(group: str, name: str) -> Any:
+    """The node of an option, of whatever task it is."""
+    return compose.settings(compose.compose("train", [f"{group}={name}"]))[group]
 
 
 @functools.cache
-def few_digits() -> ArrayDataset:
-    """Enough for a batch: resizing all of them to 224 would take its time."""
-    data = build.dataset(composed()[0], "train")
-    assert isinstance(data, ArrayDataset)
-    data.pixels, data.labels = data.pixels[:16], data.labels[:16]
+def few(task: str) -> Dataset:
+    """Enough of the task's own data for a batch: resizing all of it to 224 would take its time."""
+    data = build.dataset(composed(f"task={task}")[0], "train")
+    if isinstance(data, ArrayDataset):
+        whole = len(data)
+        for name, value in list(vars(data).items()):
+            if isinstance(value, torch.Tensor) and value.ndim and len(value) == whole:
+                setattr(data, name, value[:16])
     return data
 
 
-def is_large(config: DictConfig) -> bool:
-    digits()  # read on the CPU
+def built(config: DictConfig, data: Any) -> tuple[Any, tuple[int, int]]:
+    """The model for the data, and the size of its input."""
+    size = build.augmentation(config, data).size
+    torch.manual_seed(0)
+    return build.model(config, data, size), size
+
+
+def some(config: DictConfig, data: Dataset, count: int) -> Batch:
+    """An augmented training batch, as the loop gets it."""
+    trainer = dataclasses.replace(build.trainer(config), workers=0, batch_size=count)
+    machine = Machine(CPU, torch.float32, channels_last=True)
+    loader = trainer.load(data, build.augmentation(config, data), machine, Processes(), 0)
+    return next(iter(loader.train(0, 1, count, 0)))
+
+
+def is_large(config: DictConfig, task: str) -> bool:
+    data = few(task)  # read on the CPU
     with torch.device("meta"):
-        model, _ = built(config)
-    return sum(1 for _ in model.modules()) > LARGE
+        model, (h, w) = built(config, data)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return sum(1 for _ in model.modules()) > LARGE or weights * h * w > COSTLY
+
+
+def trained_unless(large: bool, model: str, tasks: list[str], folder: Path) -> None:
+    for task in tasks:
+        config, _ = composed(f"task={task}", f"model={model}")
+        if is_large(config, task) == large:
+            pytest.skip("small: trained in the default run" if not large else "large: under slow")
+        trains_predicts_and_comes_back(config, few(task), folder / task)
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_model_trains_predicts_and_comes_back(model, tmp_path):
-    config, _ = composed(f"model={model}")
-    if is_large(config):
-        pytest.skip("large: shaped below, trained under -m slow")
-    trains_predicts_and_comes_back(config, tmp_path)
+def test_every_model_trains_predicts_and_comes_back(model, tasks_of, tmp_path):
+    trained_unless(True, model, tasks_of(model), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_large_model_does_so_too(model, tmp_path):
-    config, _ = composed(f"model={model}")
-    if not is_large(config):
-        pytest.skip("small: trained in the default run")
-    trains_predicts_and_comes_back(config, tmp_path)
+def test_every_large_model_does_so_too(model, tasks_of, tmp_path):
+    trained_unless(False, model, tasks_of(model), tmp_path)
 
 
 @pytest.mark.parametrize("backbone", [name for group, name in options("backbone")])
 def test_every_backbone_serves_a_classifier(backbone, tmp_path):
     config, _ = composed("model=classifier", f"backbone={backbone}", "augmentation.size=64")
-    trains_predicts_and_comes_back(config, tmp_path)
+    trains_predicts_and_comes_back(config, few("classify"), tmp_path)
 
 
-def trains_predicts_and_comes_back(config: DictConfig, folder: Path) -> None:
-    model, size = built(config)
-    machine = Machine(CPU, torch.float32, channels_last=True)
-    machine.place(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    batch = some(config, 2)
+def takes_a_step(model: Model, stage: Stage, batch: Batch, config: DictConfig) -> None:
+    """Every parameter of the stage gets a gradient, and its weights change."""
+    if isinstance(stage, FitStage):
+        model.eval()
+        with torch.no_grad():
+            stage.fit(iter([batch]))
+        return
     model.train()
-    optimizer = build.optimizer(config)(parameter_groups(list(model.parameters()), False))
-    losses = model.loss(batch.images, batch.targets)
+    named = {id(p): name for name, p in model.named_parameters()}
+    trained = list(stage.params())
+    before = [p.detach().clone() for p in trained]
+    view = stage.view(batch)
+    model.zero_grad(set_to_none=True)
+    losses = stage.loss(view.images, view.targets)
     assert losses
     assert all(loss.isfinite() and loss.dim() == 0 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # deep plain networks explode
-    optimizer.step()
-    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+    for parameter in trained:
+        assert parameter.grad is not None, named[id(parameter)]
+        assert parameter.grad.abs().sum() > 0, named[id(parameter)]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)  # deep plain networks explode
+    build.optimizer(config)(parameter_groups(trained, False)).step()
+    assert any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
+
+
+def trains_predicts_and_comes_back(config: DictConfig, data: Dataset, folder: Path) -> None:
+    model, size = built(config, data)
+    machine = Machine(CPU, torch.float32, channels_last=True)
+    machine.place(model)
+    names = model.state_dict().keys()
+    batch = some(config, data, 2)
+    assert model.stages()
+    for stage in model.stages():
+        takes_a_step(model, stage, batch, config)
 
     model.eval()
     with torch.inference_mode():
-        expected = model.predict(batch.images)
+        expected = columns(model.predict(batch.images), 2)
         for one in range(2):
-            single = Images(batch.images.pixels[one : one + 1], [size], [size])
-            for name, column in columns(model.predict(single)).items():
-                together = columns(expected)[name][one : one + 1]
+            single = batch.rows(slice(one, one + 1)).images
+            for name, column in columns(model.predict(single), 1).items():
+                together = expected[name][one : one + 1]
                 torch.testing.assert_close(column, together, rtol=1e-4, atol=1e-5)
 
     state = {
@@ -137,36 +167,46 @@ def trains_predicts_and_comes_back(config: DictConfig, folder: Path) -> None:
         "model": model.state_dict(),
         "progress": {"total_steps": 1},
     }
+    folder.mkdir(exist_ok=True)
     Checkpoints(folder).save(state, metric=None, best=True, keep=False)
     read = checkpoint.read(checkpoint.find(folder))
-    assert weights(read).keys() == before.keys()
+    assert weights(read).keys() == names
     own = OmegaConf.create(read["config"])
     assert isinstance(own, DictConfig)
-    again = evaluation.load(own, read, digits(), size)
+    again = evaluation.load(own, read, data, size)
     machine.place(again)
     again.eval()
     with torch.inference_mode():
-        for name, column in columns(again.predict(batch.images)).items():
-            assert torch.equal(column, columns(expected)[name]), name
+        found = columns(again.predict(batch.images), 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def columns(predictions: Any) -> dict[str, torch.Tensor]:
-    found = {name: column for name, column in vars(predictions).items() if column is not None}
-    assert found, "a model predicts something"
-    return found
+def columns(predictions: Any, count: int) -> dict[str, Any]:
+    """The columns that a model fills, tensors or lists: a row for each image."""
+    filled = {n: c for n, c in vars(predictions).items() if c is not None and len(c)}
+    assert filled, "a model predicts something"
+    assert {name: len(column) for name, column in filled.items()} == dict.fromkeys(filled, count)
+    return filled
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_model_has_its_shape_without_memory(model):
+def test_every_model_has_its_shape_without_memory(model, tasks_of):
     """On torch's meta device, for colour and a hundred classes: what CIFAR-100 needs."""
-    config, _ = composed(f"model={model}", "data=cifar100")
-    data = build.target(config, "data")
-    size = build.augmentation(config, data).size
-    with torch.device("meta"):
-        net = build.model(config, data, size).eval()
-        log_probs = net.predict(Images(torch.zeros(2, 3, *size), [size] * 2, [size] * 2)).log_probs
-    assert log_probs is not None
-    assert log_probs.shape == (2, 100)
+    hundred = tuple(str(number) for number in range(100))
+    data = SimpleNamespace(
+        classes=hundred, channels=3, size=(32, 32), mirror=True, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    for name in tasks_of(model):
+        config, _ = composed(f"task={name}", f"model={model}")
+        with torch.device("meta"):
+            net, size = built(config, data)
+            assert all(value.is_meta for value in net.state_dict().values())
+            if {"boxes", "masks"} & set(build.task(config).fields):
+                continue  # how many boxes there are depends on the pixels
+            images = Images(torch.zeros(2, 3, *size), [size] * 2, [size] * 2)
+            found = columns(net.eval().predict(images), 2)
+        for column in found.values():  # (N, K, ...)
+            assert column.shape[1] == len(hundred)
 
 
 @pytest.mark.parametrize("data", GROUPS["data"])
@@ -181,6 +221,8 @@ def test_every_data_set_composes_and_says_what_is_missing(data, tmp_path):
             assert len(part) > 0
             assert part.fingerprint() == build.dataset(config, split).fingerprint()
             assert len(part.mean) == len(part.std) == part.channels == part[0][0].shape[0]
+            tasks = [build.task(composed(f"task={task}")[0]) for task in GROUPS["task"]]
+            assert any(set(task.fields) <= part[0][1].keys() for task in tasks), "fits no task"
         return
     with pytest.raises(UserError) as caught:
         build.dataset(config, "train")
@@ -189,26 +231,45 @@ def test_every_data_set_composes_and_says_what_is_missing(data, tmp_path):
     assert caught.value.advice
 
 
+def tasks_of_option(group: str, name: str) -> list[str]:
+    """The tasks to run an option with; an augmentation's are those whose batches it can make."""
+    if group == "experiment":
+        return [compose.choices(compose.compose("train", [f"experiment={name}"]))["task"]]
+    if group != "augmentation":
+        return [composed()[1]["task"]]
+    fitting, reasons = [], []
+    for task in GROUPS["task"]:
+        try:
+            config, _ = composed(f"task={task}", f"augmentation={name}")
+            batch = some(config, few(task), 2)
+            fields = build.task(config).fields
+            assert all(getattr(batch.targets, field) is not None for field in fields)
+            fitting.append(task)
+        except Exception as error:  # any at all: it says why the task is not one of its own
+            reasons.append(f"{task}: {error!r}")
+    assert fitting, f"{group}={name} fits no task: {reasons}"
+    return fitting
+
+
 @pytest.mark.parametrize(
     ("group", "name"), options("augmentation", "optimizer", "schedule", "experiment", "debug")
 )
 def test_every_option_runs_and_resumes(group, name, train, command, tmp_path):
-    """Two steps, an evaluation, a checkpoint; then one step more from there."""
-    if group == "experiment":  # with the digits for its data, and its own of everything else
-        chosen = [f"{group}={name}", "data=digits", *SMALL]
-    else:
-        chosen = [f"{group}={name}", *SMALL, "trainer.evaluate_every_steps=2"]
-    chosen += ["trainer.eval_batch_size=500", "augmentation.size=null"] * (group == "augmentation")
-    run = tmp_path / "run"
-    settings = ["trainer.tensorboard=false", "trainer.threads=1", "trainer.test=false"]
-    small = [] if group == "experiment" else ["model=mlp", "model.widths=[16]"]
-    assert command("train", f"hydra.run.dir={run}", *small, *chosen, *settings) == 0
-    state = checkpoint.read(run / "last.pt")
-    assert state["choices"][group] == name
-    assert state["progress"]["total_steps"] == 2
-    assert all(value.isfinite().all() for value in state["model"].values())
-    assert command("train", f"resume={run}", "trainer.steps=3") == 0
-    assert checkpoint.read(run / "last.pt")["progress"]["total_steps"] == 3
+    """Two steps, an evaluation, a checkpoint; then one step more from there.
+
+    With the task's own model and data; an experiment with its own of everything but the data.
+    """
+    for task in tasks_of_option(group, name):
+        run = tmp_path / task
+        own = composed(f"task={task}")[1]["data"]
+        chosen = [f"task={task}", f"{group}={name}", f"data={own}", *SMALL]
+        assert command("train", f"hydra.run.dir={run}", *chosen) == 0
+        state = checkpoint.read(run / "last.pt")
+        assert state["choices"][group] == name
+        assert state["progress"]["total_steps"] == 2
+        assert all(value.isfinite().all() for value in state["model"].values())
+        assert command("train", f"resume={run}", "trainer.steps=3") == 0
+        assert checkpoint.read(run / "last.pt")["progress"]["total_steps"] == 3
 
 
 # What the files look like.
@@ -296,16 +357,14 @@ def modules(folder: str) -> dict[str, Path]:
 def test_one_file_one_yaml_one_test(group, folder):
     for stem in modules(folder):
         assert stem in GROUPS[group], f"conf/{group}/{stem}.yaml is missing"
-        config, _ = composed(f"{group}={stem}")
-        assert config[group]._target_.split(".")[-2] == stem
+        assert uncomposed(group, stem)._target_.split(".")[-2] == stem
         test = Path(__file__).parent.parent / folder / f"test_{stem}.py"
         assert test.is_file(), f"{test} is missing"
 
 
 @pytest.mark.parametrize(("group", "name"), options("data"))
 def test_data_and_module_share_a_stem(group, name):
-    config, _ = composed(f"{group}={name}")
-    assert config[group]._target_.split(".")[-2] == name
+    assert uncomposed(group, name)._target_.split(".")[-2] == name
 
 
 def test_the_trainers_keys_and_defaults():
