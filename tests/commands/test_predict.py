@@ -121,6 +121,15 @@ def test_kinds_of_images(kind, predicted, tmp_path):
     assert record["top"] == reference["top"]
 
 
+def test_an_image_of_another_shape_loses_its_ends(predicted, tmp_path):
+    grey = Digits("test").pixels[5, 0].numpy()
+    Image.fromarray(grey).save(tmp_path / "plain.png")
+    Image.fromarray(np.pad(grey, ((0, 0), (20, 20)))).save(tmp_path / "wide.png")
+    _, (reference,) = predicted(tmp_path / "plain.png", "pictures=false")
+    _, (record,) = predicted(tmp_path / "wide.png", "pictures=false")
+    assert record["top"] == reference["top"]
+
+
 def test_broken_images_are_named_and_the_others_go_on(predicted, digits, tmp_path, capsys):
     folder = tmp_path / "mixed"
     folder.mkdir()
