@@ -125,7 +125,7 @@ def launch(count: int, entry: Callable[..., None], *arguments: Any) -> int:
         max_nodes=1,
         nproc_per_node=count,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="127.0.0.1:0",
         run_id="cnnctl",
         max_restarts=0,
         monitor_interval=0.5,

@@ -62,6 +62,10 @@ class Outcome:
     different: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # no checkpoint could be read any more
 
+    def shows(self, in_place: bool) -> bool:
+        """Has chance brought the kill that the test is about?"""
+        return bool(self.lost or self.different if in_place else self.in_a_write)
+
     def report(self) -> str:
         lines = [
             f"kills {self.kills}, of these while a checkpoint was written {self.in_a_write},"
@@ -132,19 +136,25 @@ def begun(run: Path) -> bool:
     return (run / "last.pt").exists() or (run / "previous.pt").exists()
 
 
-def harness(kills: int, seed: int, folder: Path, *, in_place: bool = False) -> Outcome:
-    """Spend ``kills`` on runs of ``RUN`` under ``folder``."""
+def harness(
+    kills: int, seed: int, folder: Path, *, in_place: bool = False, most: int = 0
+) -> Outcome:
+    """Spend ``kills`` on runs of ``RUN`` under ``folder``, and up to ``most`` until it shows.
+
+    What must show is a kill within a write, and in place a run that is not what it should be.
+    """
     generator, outcome, log = random.Random(seed), Outcome(), folder / "log.txt"
     reference = folder / "reference"
     began = time.monotonic()
     if finish(("train", f"hydra.run.dir={reference}", *RUN), log, in_place=False):
         raise RuntimeError(log.read_text())
     whole = time.monotonic() - began  # seconds
-    while outcome.kills < kills:
+    while outcome.kills < kills or (outcome.kills < most and not outcome.shows(in_place)):
+        goal = max(kills, outcome.kills + 1)
         run = folder / f"run-{outcome.kills}"
         command: tuple[str, ...] = ("train", f"hydra.run.dir={run}", *RUN)
         code = None
-        while code is None and outcome.kills < kills:
+        while code is None and outcome.kills < goal:
             after = generator.uniform(0.1, 0.6) * whole
             code = kill(command, log, after, in_place=in_place)
             if code is None:

@@ -8,9 +8,9 @@ import pytest
 
 @pytest.mark.slow
 def test_killed_24_times_the_runs_end_the_same(tmp_path):
-    outcome = kill_harness.harness(24, seed=0, folder=tmp_path)
+    outcome = kill_harness.harness(24, seed=0, folder=tmp_path, most=240)
     print(outcome.report())
-    assert outcome.kills == 24
+    assert outcome.kills >= 24
     assert outcome.in_a_write >= 1
     assert outcome.equal >= 1
     assert outcome.different == []
@@ -20,6 +20,6 @@ def test_killed_24_times_the_runs_end_the_same(tmp_path):
 @pytest.mark.slow
 def test_a_save_in_place_fails_the_harness(tmp_path):
     """The negative control: a harness that this passes would see nothing."""
-    outcome = kill_harness.harness(24, seed=0, folder=tmp_path, in_place=True)
+    outcome = kill_harness.harness(24, seed=0, folder=tmp_path, in_place=True, most=240)
     print(outcome.report())
     assert outcome.lost or outcome.different
