@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from cnnctl import compose
+from cnnctl import build, compose
 from cnnctl.errors import UserError
 
 
@@ -25,6 +25,10 @@ def test_later_lines_win():
         compose.compose("train", ["experiment=cifar10_resnet20", "data=digits"])
     )
     assert choices["data"] == "digits"
+    for optimizer in compose.groups()["optimizer"]:  # all of them have the key
+        config = compose.compose("train", [f"optimizer={optimizer}", "debug=overfit"])
+        assert compose.settings(config).optimizer.weight_decay == 0
+        build.check(compose.settings(config), compose.choices(config))
     config = composed("experiment=cifar10_resnet20", "debug=fast")
     assert (config.trainer.steps, config.trainer.batch_size) == (20, 128)
 

@@ -104,21 +104,27 @@ def test_no_torch_at_the_top(name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
-    [(["--help"], 0), (["train", "--help"], 0), (["train", "trainer.epoch=3"], 2), (["trian"], 2)],
+    ("arguments", "code", "loaded"),
+    [
+        (["--help"], 0, []),
+        (["train", "--help"], 0, ["hydra", "omegaconf"]),
+        (["train", "trainer.epoch=3"], 2, ["hydra", "omegaconf"]),
+        (["trian"], 2, []),
+    ],
 )
-def test_answered_without_torch(arguments, code, tmp_path):
+def test_answered_without_torch(arguments, code, loaded, tmp_path):
     program = (
         "import sys\nfrom cnnctl import cli\n"
         f"try: cli.main({arguments!r})\n"
         "except SystemExit as ended: code = ended.code\n"
-        "heavy = {'torch', 'torchvision', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'sklearn', 'matplotlib', 'hydra', 'omegaconf'}\n"
+        "heavy &= set(sys.modules)\n"
         "print(code, sorted(heavy), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
     )
-    assert done.stderr.splitlines()[-1] == f"{code} []"
+    assert done.stderr.splitlines()[-1] == f"{code} {loaded}"
 
 
 def test_no_import_is_a_circle():

@@ -138,15 +138,6 @@ def data_root(root: str | None) -> Path:
     return Path(cache).absolute() / "cnnctl" / "data"
 
 
-def require_files(root: Path, names: list[str], *, data: str, fetch: bool = True) -> list[Path]:
-    """``root/name`` for each name, or one sentence naming what is missing and what to type."""
-    paths = [root / name for name in names]
-    missing = [path for path in paths if not path.is_file()]
-    if not missing:
-        return paths
-    raise absent(root, [str(path.relative_to(root)) for path in missing], data=data, fetch=fetch)
-
-
 def absent(
     root: Path, names: Sequence[str], *, data: str, fetch: bool = True, instead: str = ""
 ) -> UserError:

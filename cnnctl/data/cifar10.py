@@ -25,7 +25,10 @@ _PIXELS = 3 * 32 * 32
 
 
 class CIFAR10(ArrayDataset):
-    """He et al.'s 45,000 / 5,000 of the official training images, and the official test images.
+    """45,000 / 5,000 of the official training images, and the official test images.
+
+    The sizes of the split are those on which He et al. (arXiv:1512.03385, section 4.2) determined
+    their schedule; which images are held out they do not say: here every class in proportion.
 
     Looked for under ``root``, the first that is there: with ``verify`` the Python batches (md5 of
     each file), then the binary archive (md5 of the .tar.gz, read from within); without it the

@@ -171,12 +171,10 @@ def read_idx(raw: bytes, item: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(bytearray(raw), np.uint8, offset=header).reshape(count, *item)
 
 
-def check_labels(labels: np.ndarray, classes: int, first: int = 0) -> None:
+def check_labels(labels: np.ndarray, classes: int) -> None:
     """Raise ValueError naming the first of ``labels`` that is not below ``classes``."""
     wrong = np.flatnonzero(labels >= classes)
     if len(wrong):
         where = int(wrong[0])
         more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
-        raise ValueError(
-            f"label {first + where} is {labels[where]}, must be 0 to {classes - 1}{more}"
-        )
+        raise ValueError(f"label {where} is {labels[where]}, must be 0 to {classes - 1}{more}")

@@ -124,6 +124,27 @@ def test_what_it_refuses(arguments, code, message, run, command, capsys, monkeyp
     assert "Traceback" not in said
 
 
+def test_pixels_are_normalised_as_in_training(train, command, picture_folder, tmp_path, capsys):
+    """By the checkpoint's mean and deviation, whatever the data says of itself by then."""
+    run, folder = tmp_path / "run", ("data=folder", f"data.root={picture_folder}")
+    small = (
+        "augmentation=none",
+        "augmentation.size=8",
+        "trainer.workers=0",
+        "trainer.batch_size=8",
+    )
+    told = ("data.mean=[0.1,0.1,0.1]", "data.std=[0.2,0.2,0.2]")
+    assert train(run, *folder, *small, *told, "trainer.steps=4") == 0
+    tables = []
+    for mean, std in ((0.1, 0.2), (0.9, 0.7)):
+        change = (f"data.mean=[{mean},{mean},{mean}]", f"data.std=[{std},{std},{std}]")
+        capsys.readouterr()
+        assert command("eval", f"checkpoint={run}", "split=val", *change) == 0
+        tables.append(capsys.readouterr().out)
+    assert "nll" in tables[0]
+    assert tables[0] == tables[1]
+
+
 def test_other_classes_are_refused(run, command, picture_folder, capsys):
     code = command("eval", f"checkpoint={run}", "data=folder", f"data.root={picture_folder}")
     assert code == 3

@@ -15,7 +15,6 @@ from cnnctl.data.base import (
     data_root,
     download,
     part_of_train,
-    require_files,
     stratified_split,
 )
 from cnnctl.errors import Exit, UserError
@@ -69,17 +68,6 @@ def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data_root(None) == tmp_path / ".cache" / "cnnctl" / "data"
     assert data_root("~/d") == tmp_path / "d"
-
-
-def test_require_files(tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "a").touch()
-    assert require_files(tmp_path, ["x/a"], data="d") == [tmp_path / "x" / "a"]
-    with pytest.raises(UserError) as caught:
-        require_files(tmp_path, ["x/a", "x/b"], data="d", fetch=False)
-    said = "data=d was looked for in this folder; it needs x/b"
-    assert str(caught.value) == f"{tmp_path}: {said}"
-    assert "fetch" not in str(caught.value.advice)
 
 
 def test_absent_names_what_would_do_as_well(tmp_path):

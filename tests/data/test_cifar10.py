@@ -30,6 +30,12 @@ def small_files(monkeypatch):
     monkeypatch.setattr(CIFAR10, "images_in_file", {"train": COUNT, "test": COUNT})
 
 
+def test_the_names_are_in_the_official_order():
+    """batches.meta.txt of the binary archive."""
+    official = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert " ".join(CIFAR10.classes) == official
+
+
 def records(name: str) -> bytes:
     return np.hstack([LABELS[:, None], IMAGES[name]]).tobytes()
 

@@ -32,6 +32,16 @@ def write(root):
     return folder
 
 
+def test_the_names_are_in_the_official_order():
+    """fine_label_names of the Python archive's meta file: alphabetical, with these at the tens."""
+    assert CIFAR100.classes == tuple(sorted(CIFAR100.classes))
+    assert len(set(CIFAR100.classes)) == 100
+    assert CIFAR100.classes[::20] == ("apple", "chair", "lamp", "plain", "squirrel")
+    assert CIFAR100.classes[10::20] == ("bowl", "dolphin", "mouse", "rose", "train")
+    digest = hashlib.sha256(" ".join(CIFAR100.classes).encode()).hexdigest()
+    assert digest == "77827c4c023a75b4a96911073f98319342db3ba589d39f75bec28def799cfea8"
+
+
 def test_the_fine_label_is_the_class(tmp_path):
     write(tmp_path)
     data = CIFAR100("train", str(tmp_path), validation=0, verify=False)
