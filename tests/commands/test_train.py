@@ -163,7 +163,7 @@ def test_a_process_of_its_own_stopped_and_resumed(tmp_path, tiny, cnnctl):
     assert busy.returncode == 7
     assert f"(process {process.pid} on " in busy.stderr
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (143, "")
     step = checkpoint.read(tmp_path / "run" / "last.pt")["progress"]["total_steps"]
     assert f"stopped at step {step}, saved; continue with:" in out
