@@ -36,7 +36,8 @@ class Targets:
 
     image_id: Tensor  # (N,) position in the data set
     label: Tensor | None = None  # (N,) int64, or (N, K) float where labels are soft
-    mask: Tensor | None = None  # (N, H, W) int64, 255 = ignore
+    mask: Tensor | None = None  # (N, H, W) uint8 class of each pixel, 255 = ignore
+    pixel_weight: Tensor | None = None  # (N, H, W) float, of each pixel's loss
     boxes: list[Tensor] = field(default_factory=list)  # N x (R, 4)
     labels: list[Tensor] = field(default_factory=list)  # N x (R,)
     masks: list[Tensor] = field(default_factory=list)  # N x (R, H, W)
@@ -47,6 +48,7 @@ class Predictions:
     """What a model says of a batch; a task fills the columns it needs."""
 
     log_probs: Tensor | None = None  # (N, K) log of the class probabilities
+    mask: Tensor | None = None  # (N, H, W) uint8 class of each original pixel, 255 beyond an image
 
     def rows(self, chosen: slice) -> Predictions:
         """A copy of some rows, which does not hold on to the rest."""
@@ -111,24 +113,37 @@ def _move(tensor: Tensor, where: torch.device | str) -> Tensor:
 def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
     """(index, image (C, h, w) uint8, target) of each sample -> a zero-padded batch.
 
-    A target's integers and scalars become one column; its tensors stay a list, one per image.
-    ``original`` in a target is the (h, w) before any resize.
+    A target's integers and scalars become one column, and so do its maps of pixels (``mask``,
+    ``pixel_weight``); other tensors stay a list, one per image. ``original`` in a target is the
+    (h, w) before any resize.
     """
     sizes = [(image.shape[-2], image.shape[-1]) for _, image, _ in samples]
-    if len(set(sizes)) == 1:
-        pixels = torch.stack([image for _, image, _ in samples])
-    else:
-        height, width = (max(side) for side in zip(*sizes, strict=True))
-        first = samples[0][1]
-        pixels = first.new_zeros(len(samples), first.shape[0], height, width)
-        for row, (_, image, _) in zip(pixels, samples, strict=True):
-            row[:, : image.shape[-2], : image.shape[-1]] = image
+    pixels = _stacked([image for _, image, _ in samples], 0)
     columns: dict[str, Any] = {}
     for name in samples[0][2].keys() - {"original"}:
         values = [target[name] for _, _, target in samples]
-        columns[name] = values if isinstance(values[0], Tensor) else torch.tensor(values)
+        if name in _OUTSIDE:
+            columns[name] = _stacked(values, _OUTSIDE[name])
+        else:
+            columns[name] = values if isinstance(values[0], Tensor) else torch.tensor(values)
     originals = [
         target.get("original", size) for (*_, target), size in zip(samples, sizes, strict=True)
     ]
     image_id = torch.tensor([index for index, *_ in samples])
     return Batch(Images(pixels, sizes, originals), Targets(image_id, **columns))
+
+
+_OUTSIDE = {"mask": IGNORE, "pixel_weight": 0}  # what a map has where there is no image
+
+
+def _stacked(maps: Sequence[Tensor], outside: int) -> Tensor:
+    """(..., h, w) of each -> (N, ..., H, W), the smaller ones filled up below and to the right."""
+    sizes = {tuple(one.shape[-2:]) for one in maps}
+    if len(sizes) == 1:
+        return torch.stack(list(maps))
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    first = maps[0]
+    stacked = first.new_full((len(maps), *first.shape[:-2], height, width), outside)
+    for row, one in zip(stacked, maps, strict=True):
+        row[..., : one.shape[-2], : one.shape[-1]] = one
+    return stacked

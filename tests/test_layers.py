@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "metrics": BASE,
     "data": BASE,
     "backbones": BASE | {"ops"},
-    "models.base": BASE,
+    "models.base": BASE | {"ops"},
     "models": BASE | {"ops", "backbones", "models.base"},
     "pictures": BASE | {"data", "metrics", "models.base"},
     "tasks": BASE | {"data", "metrics", "models", "models.base", "pictures"},

@@ -34,7 +34,9 @@ class Dataset(ABC):
     It raises ``NoSplit`` where its settings leave that split empty.
     """
 
+    fields: ClassVar[tuple[str, ...]] = ("label",)  # columns of the truth that its samples can have
     classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...] | None = None  # of the classes; None: VOC's colours
     channels: int
     mean: tuple[float, ...]  # per channel, of pixels scaled to 0..1
     std: tuple[float, ...]
@@ -69,6 +71,21 @@ class Dataset(ABC):
         return []
 
     @classmethod
+    def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
+        """The class that has these columns: itself, where nothing else is under its name.
+
+        Raises:
+            UserError: it has none of them.
+        """
+        if absent := set(fields) - set(cls.fields):
+            raise UserError(
+                f"data={cls.option()} has no {', '.join(sorted(absent))}, which the task needs",
+                field="data",
+                advice="cnnctl data list shows all data sets",
+            )
+        return cls
+
+    @classmethod
     def option(cls) -> str:
         """Its name on the command line: file, YAML and option share one stem."""
         return cls.__module__.rpartition(".")[2]
@@ -100,7 +117,7 @@ class Dataset(ABC):
 class ArrayDataset(Dataset):
     """A data set that fits in memory: ``pixels`` (M, C, H, W) uint8, ``labels`` (M,) int64.
 
-    Loaders keep these two tensors on the device and never touch a single sample in Python.
+    Loaders keep the pixels and ``columns`` on the device and never touch a single sample in Python.
     """
 
     pixels: Tensor
@@ -112,16 +129,22 @@ class ArrayDataset(Dataset):
         self.channels = pixels.shape[1]
         self.size = (pixels.shape[2], pixels.shape[3])
 
+    def columns(self) -> dict[str, Tensor]:
+        """The truth of all samples, a row for each."""
+        return {"label": self.labels}
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        return self.pixels[index], {"label": int(self.labels[index])}
+        rows = {name: column[index] for name, column in self.columns().items()}
+        truth = {name: row if row.ndim else int(row) for name, row in rows.items()}
+        return self.pixels[index], truth
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.classes).encode())
-        digest.update(self.pixels.contiguous().numpy().data)
-        digest.update(self.labels.contiguous().numpy().data)
+        for column in (self.pixels, *self.columns().values()):
+            digest.update(column.contiguous().numpy().data)
         return digest.hexdigest()
 
     def class_counts(self) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.augmentations.base import Augmentation, resize_mask
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import Draw, key, permutation
@@ -119,14 +119,17 @@ class ResidentLoader:
         self.seed = seed
         self.share = share
         self.pixels = augmentation.resident(dataset.pixels).to(device)  # (M, C, H, W) uint8
-        self.labels = dataset.labels.to(device)
+        self.columns = {name: c.to(device) for name, c in dataset.columns().items()}
+        self.moved = dict(self.columns)  # as the pixels were
+        if "mask" in self.moved:
+            self.moved["mask"] = resize_mask(self.moved["mask"], augmentation.size)
         self.normalize = Normalize(dataset.mean, dataset.std, device)
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
         order = _Order(len(self.dataset), batch_size, self.seed, stage, self.pixels.device)
         for step in range(start, stop):
             epoch, index = order.step(step, Share() if self.augmentation.mixes else self.share)
-            batch = self._take(index)
+            batch = self._take(index, self.moved)
             draw = Draw(self.seed, epoch, batch.targets.image_id)
             batch = Batch(*self.augmentation.batch(batch.images, batch.targets, draw))
             if self.augmentation.mixes and self.share.world > 1:
@@ -140,17 +143,18 @@ class ResidentLoader:
         everything = torch.arange(len(self.dataset), device=self.pixels.device)
         for number, index in enumerate(everything.split(batch_size)):
             if number % share.world == share.rank:
-                batch = self._take(index)
+                batch = self._take(index, self.columns)
                 batch.images.pixels = self.normalize(batch.images.pixels)
                 yield number, batch
 
-    def _take(self, index: Tensor) -> Batch:
+    def _take(self, index: Tensor, columns: dict[str, Tensor]) -> Batch:
         size = (self.pixels.shape[2], self.pixels.shape[3])
         original = self.dataset.size or size
         images = Images(
             self.pixels.index_select(0, index), [size] * len(index), [original] * len(index)
         )
-        return Batch(images, Targets(image_id=index, label=self.labels[index]))
+        truth = {name: column.index_select(0, index) for name, column in columns.items()}
+        return Batch(images, Targets(image_id=index, **truth))
 
 
 class StreamingLoader:
@@ -245,9 +249,9 @@ class _Samples(TorchDataset):
             return error
         target = {**target, "original": (image.shape[-2], image.shape[-1])}
         if self.seed is None:
-            return epoch, index, self.augmentation.sample_eval(image), target
+            return epoch, index, *self.augmentation.joint_eval(image, target)
         torch.default_generator.manual_seed(key(self.seed, "sample", epoch, index))
-        return epoch, index, self.augmentation.sample(image), target
+        return epoch, index, *self.augmentation.joint(image, target)
 
 
 @dataclass

@@ -10,11 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnctl.structures import Batch, Images, Predictions, Targets
+from cnnctl.ops.dense import DenseTesting, resized
+from cnnctl.structures import IGNORE, Batch, Images, Predictions, Targets
+
+if TYPE_CHECKING:
+    from cnnctl.ops.losses import SegmentationLoss
 
 Losses = dict[str, Tensor]
 
@@ -54,6 +60,8 @@ Stage = GradientStage | FitStage
 
 
 class Model(nn.Module, ABC):
+    eval_pixels: ClassVar[int] = 1 << 26  # of the images that are evaluated at once, by default
+
     @abstractmethod
     def loss(self, images: Images, targets: Targets) -> Losses:
         """Named scalar losses, each a mean over the batch; training minimises their sum."""
@@ -91,3 +99,106 @@ class ClassificationModel(Model):
 def _cross_entropy(logits: Tensor, targets: Targets) -> Losses:
     assert targets.label is not None, "classification needs the column `label`"
     return {"cross_entropy": F.cross_entropy(logits.float(), targets.label)}
+
+
+class SegmentationModel(Model):
+    """A network from pixels (N, C, H, W) to logits (N, K, H, W), for every H and W.
+
+    Subclasses write ``forward``, and ``outputs`` where they train auxiliary heads too. What is
+    minimised (``criterion``) and how it is tested (``testing``) belongs to the task, which sets
+    both. In eval mode no row of a batch may depend on another.
+
+    Attributes:
+        auxiliary: share of the loss of each of ``outputs`` but "out", by name.
+    """
+
+    eval_pixels = 1 << 19
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary: dict[str, float] = {}
+        self.criterion: SegmentationLoss | None = None
+        self.testing = DenseTesting()
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor: ...
+
+    def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Logits (N, K, H, W) of every head: "out", and those of ``auxiliary``."""
+        return {"out": self(pixels)}
+
+    def loss(self, images: Images, targets: Targets) -> Losses:
+        return self._score(images, targets)[0]
+
+    def predict(self, images: Images) -> Predictions:
+        groups = list(_alike(images))
+        masks = [self.testing(self, view.pixels, size).argmax(1) for _, view, size in groups]
+        return Predictions(mask=_together(masks, groups, images))
+
+    def loss_and_predict(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
+        if not self.testing.is_plain(images):
+            return self.loss(images, targets), self.predict(images)
+        return self._score(images, targets)
+
+    def _score(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
+        """Losses and classes from one pass; images of one size at a time, as if alone."""
+        assert targets.mask is not None, "segmentation needs the column `mask`"
+        groups, masks = list(_alike(images)), []
+        total: Losses = {}
+        for rows, view, size in groups:
+            truth, weight = (
+                None if column is None else column[rows, : size[0], : size[1]]
+                for column in (targets.mask, targets.pixel_weight)
+            )
+            assert truth is not None
+            outputs = {
+                name: resized(logits, (truth.shape[1], truth.shape[2]))
+                for name, logits in self.outputs(view.pixels).items()
+            }
+            masks.append(outputs["out"].detach().argmax(1))
+            for name, loss in self._losses(outputs, truth, weight).items():
+                part = loss * (len(view) / len(images))
+                total[name] = total[name] + part if name in total else part
+        return total, Predictions(mask=_together(masks, groups, images))
+
+    def _losses(self, outputs: dict[str, Tensor], truth: Tensor, weight: Tensor | None) -> Losses:
+        out = outputs["out"]
+        criterion = self.criterion
+        if criterion is None:
+            from cnnctl.ops.losses import SegmentationLoss
+
+            criterion = SegmentationLoss(out.shape[1], {"cross_entropy": 1.0}).to(out.device)
+        losses = dict(criterion(out, truth, weight))
+        for name, share in self.auxiliary.items():
+            named = criterion(outputs[name], truth, weight)
+            losses |= {f"{name}_{term}": share * loss for term, loss in named.items()}
+        return losses
+
+
+def _alike(images: Images) -> Iterator[tuple[Tensor | slice, Images, tuple[int, int]]]:
+    """(rows, those images without padding, original size), for each pair of sizes there is."""
+    kinds = list(zip(images.sizes, images.originals, strict=True))
+    for (h, w), original in dict.fromkeys(kinds):
+        if len(set(kinds)) == 1:
+            rows: Tensor | slice = slice(None)
+        else:
+            chosen = [row for row, kind in enumerate(kinds) if kind == ((h, w), original)]
+            rows = torch.tensor(chosen, device=images.pixels.device)
+        pixels = images.pixels[rows][..., :h, :w]
+        count = len(pixels)
+        yield rows, Images(pixels, [(h, w)] * count, [original] * count), original
+
+
+def _together(
+    masks: Sequence[Tensor],
+    groups: Sequence[tuple[Tensor | slice, Images, tuple[int, int]]],
+    images: Images,
+) -> Tensor:
+    """Class maps of groups -> (N, H, W) uint8 in the order of the batch, 255 beyond an image."""
+    if len(groups) == 1:
+        return masks[0].to(torch.uint8)
+    height, width = (max(side) for side in zip(*images.originals, strict=True))
+    whole = masks[0].new_full((len(images), height, width), IGNORE, dtype=torch.uint8)
+    for mask, (rows, _, (h, w)) in zip(masks, groups, strict=True):
+        whole[rows, :h, :w] = mask.to(torch.uint8)
+    return whole

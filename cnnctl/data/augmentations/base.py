@@ -9,17 +9,20 @@ training batches, vectorised, each sample with random numbers of its own counter
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cnnctl.randomness import Draw
-from cnnctl.structures import Images, Targets
+from cnnctl.structures import IGNORE, Images, Targets
 
 UNSIZED = 224  # the side of the input where neither the user nor the data sets one
 RESIZE_BYTES = 1 << 26  # of pixels that `resident` resizes at a time
+
+
+Truth = dict[str, Any]  # of one sample: label, mask (h, w) uint8, and so on
 
 
 class Augmentation:
@@ -35,6 +38,11 @@ class Augmentation:
     """
 
     mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
+    moves: ClassVar[tuple[str, ...]] = (
+        "label",
+        "mask",
+    )  # of the truth: what stays true of an image
+    eval_size: tuple[int, int] | None  # (h, w) of what is evaluated; None where that differs
 
     def __init__(
         self,
@@ -53,6 +61,7 @@ class Augmentation:
         # A config's way here makes lists of tuples, which equal no tuple.
         self.native = (native[0], native[1]) if native else None
         self.size = (size, size) if size else self.native or (UNSIZED, UNSIZED)
+        self.eval_size = self.size
         self.label_smoothing = label_smoothing
 
     def resident(self, pixels: Tensor) -> Tensor:
@@ -93,9 +102,37 @@ class Augmentation:
             image = centre_of_shape(image, self.native)
         return self.sample_eval(image)
 
+    def joint(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
+        """One training image and its truth, in a worker; a map of pixels moves with the image.
+
+        Here images of many sizes are shrunk or enlarged to fit into ``size`` as they are, and
+        what they leave empty is void.
+        """
+        if "mask" not in target:
+            return self.sample(image), target
+        scaled = self._scaled(image)
+        mask = resize_mask(target["mask"][None], (scaled.shape[1], scaled.shape[2]))[0]
+        room = (0, self.size[1] - mask.shape[1], 0, self.size[0] - mask.shape[0])
+        return F.pad(scaled, room), {**target, "mask": F.pad(mask, room, value=IGNORE)}
+
+    def joint_eval(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
+        """One image and its truth for evaluation; a map of pixels stays in original pixels."""
+        if "mask" not in target:
+            return self.sample_eval(image), target
+        return self._scaled(image), target
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        """(C, h, w) -> the size where all images have one, else the largest that fits into it."""
+        if self.native is not None:
+            return resize(image[None], self.size)[0]
+        h, w = image.shape[-2:]
+        factor = min(self.size[0] / h, self.size[1] / w)
+        return resize(image[None], (max(1, round(h * factor)), max(1, round(w * factor))))[0]
+
     def batch(self, images: Images, targets: Targets, draw: Draw) -> tuple[Images, Targets]:
         """Augment a training batch, on its device; the pixels become uint8 or 0..255 float."""
-        assert targets.label is not None
+        if targets.label is None:
+            return images, targets
         pixels, label = self.augment(images.pixels, targets.label, draw)
         if self.label_smoothing:
             label = (
@@ -126,6 +163,13 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(pixels, size, mode="bilinear", antialias=True)
     scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, h, w) uint8 -> (N, *size) uint8: the class of the nearest pixel's centre, none mixed."""
+    if tuple(mask.shape[-2:]) == size:
+        return mask
+    return F.interpolate(mask[:, None], size, mode="nearest-exact")[:, 0]
 
 
 def centre_of_shape(image: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -28,6 +28,8 @@ class Standard(Augmentation):
             used on images of many sizes only.
     """
 
+    moves = ("label",)
+
     def __init__(
         self,
         num_classes: int,
