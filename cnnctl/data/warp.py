@@ -43,7 +43,7 @@ class View:
             return self._flipped(self._straight(image, fill, smooth=True))
         canvas, points = self._canvas(image, self.points, smooth=True)
         if canvas is None:
-            return fill.expand(-1, *self.size).contiguous()
+            return fill.expand(len(image), *self.size).clone()
         return self._flipped(warp(canvas[None], points, fill)[0].round_().to(torch.uint8))
 
     def map(self, values: Tensor, outside: int) -> Tensor:
@@ -60,11 +60,11 @@ class View:
         whole = (0, 0, *self.scaled)
         box = _common(whole, (*self.corner, *self.size))
         if box is None:
-            return fill.expand(len(maps), *self.size).contiguous()
+            return fill.expand(len(maps), *self.size).clone()
         part = scaled_part(maps, self.scaled, box, smooth)
         if tuple(part.shape[1:]) == self.size:
             return part
-        window = fill.repeat(1, *self.size)
+        window = fill.expand(len(maps), *self.size).clone()
         top, left = box[0] - self.corner[0], box[1] - self.corner[1]
         window[:, top : top + box[2], left : left + box[3]] = part
         return window
