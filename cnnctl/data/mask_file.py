@@ -90,14 +90,14 @@ def _read(path: str | os.PathLike[str], take: Callable[[bytearray, Image], np.nd
 
 def _decode(raw: bytearray, take: Callable[[bytearray, Image], np.ndarray]) -> np.ndarray:
     """``take`` of the opened image; raises ValueError saying what is wrong with the bytes."""
+    if raw.startswith(_PNG):
+        _check_png(raw)
     image = _open(raw)
     if image.format not in _FORMATS:
         raise ValueError(f"is {image.format}, which does not keep class numbers: save it as PNG")
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         raise ValueError(f"is too large: {size} is more than {MAX_PIXELS:,} pixels")
-    if image.format == "PNG":
-        _check_png(raw)
     _check_mode(raw, image)
     try:
         image.load()

@@ -20,16 +20,20 @@ from cnnctl.errors import Exit, UserError
 
 
 class Paths:
-    """Many file names in one string and one array: copied to no worker by being counted.
+    """Many files in one string and one array: copied to no worker by being counted.
 
-    ``sizes`` holds the bytes of each file, 0 where they were not asked for.
+    Args:
+        base: a folder; names below it are kept, and digested, without it.
+        files: (path, its size in bytes) of each.
     """
 
-    def __init__(self, names: Iterable[str], sizes: Iterable[int] | None = None) -> None:
-        encoded = [os.fsencode(name) for name in names]
+    def __init__(self, base: Path, files: Iterable[tuple[Path, int]]) -> None:
+        files = list(files)
+        self._base = str(base)
+        encoded = [os.fsencode(_below(path, base)) for path, _ in files]
         self._joined = b"".join(encoded)
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self.sizes = np.array([0] * len(encoded) if sizes is None else list(sizes), np.int64)
+        self._sizes = np.array([size for _, size in files], np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -37,12 +41,16 @@ class Paths:
     def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._joined[start : self._ends[index]])
+        return os.path.join(self._base, os.fsdecode(self._joined[start : self._ends[index]]))
 
     def digest(self, into: Any) -> None:
         """Feed names and sizes to a hash; not times, which copying changes."""
-        for part in (self._joined, self._ends.tobytes(), self.sizes.tobytes()):
+        for part in (self._joined, self._ends.tobytes(), self._sizes.tobytes()):
             into.update(part)
+
+
+def _below(path: Path, base: Path) -> Path:
+    return path.relative_to(base) if path.is_relative_to(base) else path
 
 
 class MaskPairs(Dataset):
@@ -148,11 +156,11 @@ def check_share(**shares: float) -> None:
 
 
 def no_split(split: str, key: str) -> NoSplit:
-    """The error for a split that ``key`` leaves empty."""
+    """The error for a split that a share of 0 leaves empty."""
     return NoSplit(
-        f"there is no {split} split with {key}",
-        field=f"data.{key.partition('=')[0]}",
-        advice="hold some images out (data.validation=0.1) or take another split",
+        f"there is no {split} split with {key}=0",
+        field=f"data.{key}",
+        advice=f"hold some images out (data.{key}=0.1) or take another split",
     )
 
 

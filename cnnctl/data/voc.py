@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from cnnctl.data.base import absent, data_root, download
+from cnnctl.data.base import NoSplit, absent, data_root, download
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_file import read_mask
 from cnnctl.data.mask_pairs import MaskPairs, Paths, check_share, divide, files_in, listed, no_split
@@ -83,9 +83,13 @@ class VOC(MaskPairs):
             raise ValueError("years must name one year at least")
         lists = {"train": train_list, "val": val_list, "test": test_list}
         if split == "test" and test_list is None:
-            raise no_split("test", "test_list=null")
+            raise NoSplit(
+                "there is no test split with test_list=null",
+                field="data.test_list",
+                advice="name a list (data.test_list=val) or take another split",
+            )
         if split == "val" and val_list is None and not validation:
-            raise no_split("val", "validation=0")
+            raise no_split("val", "validation")
         folders = self._folders(root, years, train_list)
         self._remarks: list[str] = []
         parts = {part: _united(folders, name) for part, name in lists.items() if name is not None}
@@ -103,9 +107,9 @@ class VOC(MaskPairs):
                 parts[part] = dict(samples[i] for i in positions)
         if sbd is not None:
             self._add_sbd(parts["train"], sbd, folders, set().union(*parts.values()))
-        chosen = parts[split].values()
-        self.images = Paths((str(s.image) for s in chosen), (s.sizes[0] for s in chosen))
-        self.masks = Paths((str(s.mask) for s in chosen), (s.sizes[1] for s in chosen))
+        chosen, home = parts[split].values(), data_root(root)
+        self.images = Paths(home, ((s.image, s.sizes[0]) for s in chosen))
+        self.masks = Paths(home, ((s.mask, s.sizes[1]) for s in chosen))
 
     def _separate(self, parts: dict[str, dict[str, _Sample]]) -> None:
         """Take from train what is in val or test, and from val what is in test."""

@@ -1,0 +1,157 @@
+"""Find the images and masks in a folder of the user's own; nothing is decoded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cnnctl.data.class_folders import images_below
+from cnnctl.data.image_file import EXTENSIONS, printable
+from cnnctl.data.palette import Colour
+from cnnctl.errors import Exit, UserError
+
+IMAGES = ("images", "image", "imgs", "img", "JPEGImages")
+MASKS = ("masks", "mask", "labels", "label", "annotations", "SegmentationClass")
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+CLASS_LIST = "classes.txt"
+_VOID = ("void", "ignore", "unlabeled", "unlabelled")
+
+Pair = tuple[Path, Path]
+Folders = dict[str, Pair]  # part -> its folders of images and of masks; "" where not divided
+
+
+def find_folders(root: Path) -> Folders:
+    """``root/train/images``, ``root/images/train`` or ``root/images``, with their masks.
+
+    Raises:
+        UserError: there are none, or it is not clear which they are (code 3).
+    """
+    parts = {part: _below(root, names) for part, names in PARTS.items()}
+    found = {part: pair for part, f in parts.items() if f is not None and (pair := _pair(f))}
+    if not found:
+        pair = _pair(root)
+        if pair is None:
+            raise _error(root, "has no folder of images with a folder of masks beside it", _ADVICE)
+        images, masks = pair
+        parts = {part: (_below(images, n), _below(masks, n)) for part, n in PARTS.items()}
+        found = {part: (i, m) for part, (i, m) in parts.items() if i is not None and m is not None}
+        if not found:
+            return {"": pair}
+    if "train" not in found:
+        raise _error(root, f"has {next(iter(found))}/ but no train/", "name a part train")
+    return found
+
+
+_ADVICE = (
+    f"call them images/ and masks/ (or {', '.join(IMAGES[1:])}; {', '.join(MASKS[1:])}), "
+    "in data.root or in its train/, val/ and test/"
+)
+
+
+def _below(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _pair(folder: Path) -> Pair | None:
+    """The folders of images and of masks in ``folder``; None where neither is there."""
+    images = [folder / name for name in IMAGES if (folder / name).is_dir()]
+    masks = [folder / name for name in MASKS if (folder / name).is_dir()]
+    for found, kind in ((images, "images"), (masks, "masks")):
+        if len(found) > 1:
+            both = " and ".join(f"{path.name}/" for path in found)
+            raise _error(folder, f"has {both}: which of them holds the {kind}?", "rename one")
+    if not images and not masks:
+        return None
+    if not images or not masks:
+        there, lacking = (masks, "images") if masks else (images, "masks")
+        raise _error(folder, f"has {there[0].name}/ but no folder of {lacking} beside it", _ADVICE)
+    return images[0], masks[0]
+
+
+def match(folders: Pair, suffix: str = "") -> list[Pair]:
+    """(image, mask) of every sample, in the order of their names.
+
+    A mask has its image's name (in the same sub-folder), then ``suffix``, then any extension.
+
+    Raises:
+        UserError: an image without a mask or a mask without an image, two files for one name, or no
+            images at all (code 3).
+    """
+    images, masks = _by_name(folders[0], ""), _by_name(folders[1], suffix)
+    if not images:
+        raise _error(folders[0], "holds no images", f"names end in {' '.join(EXTENSIONS)}")
+    if alone := [images[name] for name in images if name not in masks]:
+        expected = folders[1] / f"{next(n for n in images if n not in masks)}{suffix}.png"
+        raise _error(alone[0], f"image without a mask{_more(alone)}: {printable(expected)} is not "
+                     "there", "add the mask, or move the image away")  # fmt: skip
+    if alone := [masks[name] for name in masks if name not in images]:
+        raise _error(alone[0], f"mask without an image{_more(alone)} in {printable(folders[0])}",
+                     "add the image, or move the mask away")  # fmt: skip
+    return [(images[name], masks[name]) for name in images]
+
+
+def _more(alone: list[Path]) -> str:
+    return f" (and {len(alone) - 1:,} more)" if len(alone) > 1 else ""
+
+
+def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
+    """Path below ``folder`` without suffix and extension -> file."""
+    found: dict[str, Path] = {}
+    for path in images_below(folder):
+        name = str(path.relative_to(folder).with_suffix(""))
+        if not name.endswith(suffix):
+            problem = f"a mask's name must end in {suffix}, as data.mask_suffix says"
+            raise _error(
+                path, problem, "data.mask_suffix=<what masks have behind the image's name>"
+            )
+        name = name.removesuffix(suffix)
+        if name in found:
+            raise _error(path, f"has the same name as {found[name].name}", "keep one of the two")
+        found[name] = path
+    return found
+
+
+def read_class_list(file: Path) -> tuple[tuple[str, ...], tuple[Colour, ...], tuple[Colour, ...]]:
+    """Names, colours (none, or one for each) and void's colours.
+
+    A line is ``name`` or ``name red green blue``; ``void`` (or ignore, unlabeled) with a colour is
+    no class. Empty lines and those that begin with # are left out.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or a line is neither (code 3).
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(file, f"cannot be read: {error}", "it must be a text file in UTF-8") from None
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    rows = [(n, *_class_line(line)) for n, line in lines if line and line[0] != "#"]
+    void = tuple(colour for _, name, colour in rows if colour and name.lower() in _VOID)
+    rows = [(n, name, c) for n, name, c in rows if not (c and name.lower() in _VOID)]
+    names = tuple(name for _, name, _ in rows)
+    colours = tuple(colour for *_, colour in rows if colour is not None)
+    advice = "a line for each class: name, or name red green blue"
+    if not names:
+        raise _error(file, "names no class", advice)
+    if twice := [n for n, name, _ in rows if names.count(name) > 1]:
+        raise _error(file, f"line {twice[-1]}: a class of this name is there already", advice)
+    if colours and len(colours) < len(names):
+        number = next(n for n, _, colour in rows if colour is None)
+        raise _error(file, f"line {number}: has no colour, others have", advice)
+    return names, colours, void
+
+
+def _class_line(line: str) -> tuple[str, Colour | None]:
+    words = line.replace(",", " ").replace("\t", " ").split()
+    levels = words[-3:]
+    if len(words) > 3 and all(word.isdecimal() and int(word) < 256 for word in levels):
+        red, green, blue = map(int, levels)
+        return " ".join(words[:-3]), (red, green, blue)
+    return line, None
+
+
+def _error(file: Path, problem: str, advice: str) -> UserError:
+    return UserError(problem, file=printable(file), advice=advice, code=Exit.DATA)
