@@ -40,7 +40,7 @@ def test_shared_computation_gives_the_scores_of_single_windows(size, border):
         single = model(pixels)
     assert shared.shape == (2, 3, *size)
     torch.testing.assert_close(shared, single, rtol=1e-4, atol=1e-4)
-    assert shared.std() > 0.1
+    assert shared.abs().max() > 0.01
 
 
 def test_layers_that_leave_a_line_over_share_too():
