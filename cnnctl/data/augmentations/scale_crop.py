@@ -107,10 +107,15 @@ class ScaleCrop(Augmentation):
 
     def joint(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         if self.native is not None:
-            move = lambda values, _: resize_mask(values[None], self.size)[0]  # noqa: E731
-            return self.sample_eval(image), _with_maps(target, move)
-        view = self._drawn(image, target.get("mask"))
-        return view.image(image, self.fill), _with_maps(target, view.map)
+            maps = {n: resize_mask(target[n][None], self.size)[0] for n in OUTSIDE if n in target}
+            return self.sample_eval(image), {**target, **maps}
+        view, mask = self._drawn(image, target.get("mask"))
+        moved = dict(target)
+        if mask is not None:
+            moved["mask"] = mask
+        if "pixel_weight" in target:
+            moved["pixel_weight"] = view.map(target["pixel_weight"], OUTSIDE["pixel_weight"])
+        return view.image(image, self.fill), moved
 
     def joint_eval(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         return self.sample_eval(image), target
@@ -119,8 +124,8 @@ class ScaleCrop(Augmentation):
         """From an image's own pixels to those that are evaluated."""
         return self.eval_side / max(h, w) if self.eval_side else 1.0
 
-    def _drawn(self, image: Tensor, mask: Tensor | None) -> View:
-        """The first of ten crops that will do, else the best of them."""
+    def _drawn(self, image: Tensor, mask: Tensor | None) -> tuple[View, Tensor | None]:
+        """The first of ten crops that will do, else the best of them; and its mask."""
         uniform: Uniform = lambda purpose, count: torch.rand(1, count)  # noqa: E731
         h, w = image.shape[-2:]
         factor = self._unit(h, w) * float(self.scales(uniform))
@@ -132,12 +137,13 @@ class ScaleCrop(Augmentation):
         for x, y in (room * self.places(uniform)[0]).round().int().tolist():
             view = View(scaled, (y, x), self.size, points, (across, down))
             if mask is None:
-                return view
-            share = float(largest_share(view.map(mask, IGNORE)[None]))
-            if share <= self._limit():
-                return view
+                return view, None
+            seen = view.map(mask, IGNORE)
+            share = float(largest_share(seen[None]))
             if best is None or share < least:
-                best, least = view, share
+                best, least = (view, seen), share
+            if share <= self._limit():
+                break
         assert best is not None
         return best
 
@@ -206,11 +212,6 @@ class ScaleCrop(Augmentation):
         order = torch.arange(TRIES, device=share.device)
         cost = torch.where(share <= self._limit(), order, TRIES + share)
         return corners[torch.arange(len(corners), device=share.device), cost.argmin(1)]
-
-
-def _with_maps(target: Truth, move: Callable[[Tensor, int], Tensor]) -> Truth:
-    moved = {name: move(target[name], out) for name, out in OUTSIDE.items() if name in target}
-    return {**target, **moved}
 
 
 # Luma and two chroma axes from red, green, blue: the matrix of NTSC's YIQ.

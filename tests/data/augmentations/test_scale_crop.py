@@ -295,7 +295,8 @@ def test_a_crop_with_labels_is_preferred():
 def test_weights_of_pixels_move_with_the_mask():
     mask = blocks(90, 120)
     weight = mask.float() + 0.5
-    for options in ({}, {"degrees": 30.0}, {"scale": (0.3, 0.4)}):
+    settings: tuple[dict[str, Any], ...] = ({}, {"degrees": 30.0}, {"scale": (0.3, 0.4)})
+    for options in settings:
         for seed in range(5):
             _, target = streamed(
                 pipeline(**options), painted(mask), mask, seed, pixel_weight=weight
