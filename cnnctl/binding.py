@@ -21,6 +21,7 @@ PARTS = {
     "native",
     "mean",
     "split",
+    "fields",
     "params",
 }
 

@@ -49,7 +49,16 @@ def dataset(config: DictConfig, split: str) -> Dataset:
     Raises:
         UserError: the data is absent or damaged (code 3), or has no such split.
     """
-    return _build(config, "data", split=split)
+    return _build(config, "data", split=split, fields=task(config).fields)
+
+
+def data_class(config: DictConfig) -> type[Dataset]:
+    """What ``data=`` is for the task at hand: digits are images of one, or scenes of several.
+
+    Raises:
+        UserError: the data has not what the task's targets hold.
+    """
+    return target(config, "data").serving(task(config).fields)
 
 
 def facts(config: DictConfig) -> Dataset | type[Dataset]:
@@ -57,7 +66,7 @@ def facts(config: DictConfig) -> Dataset | type[Dataset]:
 
     The class itself where it knows all of them without reading the data, else the train split.
     """
-    cls = target(config, "data")
+    cls = data_class(config)
     known = all(hasattr(cls, name) for name in ("classes", "channels", "mean", "std"))
     return cls if known else dataset(config, "train")
 
@@ -82,7 +91,9 @@ def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
     }
     if config.backbone:
         parts["backbone"] = _build(config, "backbone", in_channels=data.channels)
-    return _build(config, "model", **parts)
+    built = _build(config, "model", **parts)
+    task(config).prepare(built, data)
+    return built
 
 
 def trainer(config: DictConfig) -> Trainer:
@@ -101,8 +112,9 @@ def schedule(config: DictConfig) -> Schedule:
 def without_pretrained_weights(config: DictConfig) -> DictConfig:
     """For a model whose weights come from a checkpoint: nothing is fetched to be overwritten."""
     for group in ("model", "backbone"):
-        if config[group] and "weights" in config[group]:
-            config[group].weights = None
+        for name in config[group] or ():
+            if str(name) == "weights" or str(name).endswith("_weights"):
+                config[group][name] = None
     return config
 
 
@@ -117,7 +129,7 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
     """
     for group in _ALLOWED:
         if config.get(group):
-            cls = target(config, group)
+            cls = _target(config, group)
             bind(cls, _values(config, group), group, partial=True)
     the_task, model_cls = task(config), target(config, "model")
     names = {group: f"{group}={chosen.get(group, '?')}" for group in _ALLOWED}
@@ -126,6 +138,13 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
             f"{names['model']} does not do {names['task']}",
             field="model",
             advice=f"{names['task']} needs a {the_task.model.__name__}; see cnnctl train --help",
+        )
+    moved = target(config, "augmentation").moves
+    if unmoved := [name for name in the_task.fields if name not in moved]:
+        raise UserError(
+            f"{names['augmentation']} changes an image without its {unmoved[0]}",
+            field="augmentation",
+            advice=f"take augmentation={the_task.name} or none",
         )
     takes_backbone = "backbone" in inspect.signature(model_cls).parameters
     if config.backbone and not takes_backbone:
@@ -159,7 +178,7 @@ def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: An
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    found, values = target(config, group), _values(config, group)
+    found, values = _target(config, group), _values(config, group)
     accepted = inspect.signature(found).parameters
     parts = {name: part for name, part in parts.items() if name in accepted}
     for name in parts.keys() & values.keys():
@@ -187,6 +206,10 @@ def _explain(error: BaseException, group: str) -> BaseException:
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return UserError(str(error), field=group)
     return error
+
+
+def _target(config: DictConfig, group: str) -> Any:
+    return data_class(config) if group == "data" else target(config, group)
 
 
 def target(config: DictConfig, group: str) -> Any:

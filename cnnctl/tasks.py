@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl import mask_pictures, pictures
 from cnnctl.data.base import Dataset
+from cnnctl.data.mask_counts import count_masks
 from cnnctl.metrics.classification import ClassificationEvaluator, predicted_class
-from cnnctl.models.base import ClassificationModel, Model
-from cnnctl.structures import Batch, Predictions
+from cnnctl.metrics.segmentation import SegmentationEvaluator
+from cnnctl.models.base import ClassificationModel, Model, SegmentationModel
+from cnnctl.ops.dense import DenseTesting
+from cnnctl.ops.losses import SegmentationLoss, frequency_weights
+from cnnctl.structures import IGNORE, Batch, Predictions
 
 Description = dict[str, Any]
+Palette = Sequence[tuple[int, int, int]]
 
 SHOWN = 32  # images in a picture
 
@@ -35,10 +41,12 @@ class Task:
         draw_evaluation: (some batches and what was predicted of them, evaluator, model, data)
             -> named pictures.
         describe: (predictions, classes, top) -> for each image what ``predict`` says of it, as
-            plain values.
-        annotate: (image (C, h, w) uint8, its description) -> a picture.
+            plain values; a tensor (h, w) uint8 among them is a map of classes, kept as a PNG.
+        annotate: (image (C, h, w) uint8, its description, classes, palette) -> a picture.
         headline: a description in a few words.
         table: evaluator -> rows (title, value) that the summary adds to the metrics.
+        prepare: gives a new model what the task decides for it (its loss, how it is tested).
+        learn: takes from the training data what the loss needs; before the first step only.
     """
 
     name: str
@@ -52,9 +60,11 @@ class Task:
         [Sequence[tuple[Batch, Predictions]], Any, Model, Dataset], dict[str, Tensor]
     ]
     describe: Callable[[Predictions, Sequence[str], int], list[Description]]
-    annotate: Callable[[Tensor, Description], Tensor]
+    annotate: Callable[[Tensor, Description, Sequence[str], Palette | None], Tensor]
     headline: Callable[[Description], str]
     table: Callable[[Any], list[tuple[str, str]]]
+    prepare: Callable[[Any, Any], None] = lambda model, data: None
+    learn: Callable[[Any, Dataset], None] = lambda model, data: None
 
 
 def classify() -> Task:
@@ -69,11 +79,69 @@ def classify() -> Task:
         draw_batch=_draw_labels,
         draw_evaluation=_draw_classification,
         describe=_ranked_classes,
-        annotate=lambda image, said: pictures.annotated(
+        annotate=lambda image, said, classes, palette: pictures.annotated(
             image, _class_and_probability(said), [tuple(row.values()) for row in said["top"][:5]]
         ),
         headline=_class_and_probability,
         table=_best_and_worst_class,
+    )
+
+
+def segment(
+    cross_entropy: float = 1.0,
+    dice: float = 0.0,
+    focal: float = 0.0,
+    gamma: float = 2.0,
+    class_weights: Literal["none", "inverse", "median"] = "none",
+    boundary: bool = False,
+    flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    tile: int | None = None,
+    overlap: float = 0.5,
+) -> Task:
+    """A class for every pixel.
+
+    Args:
+        cross_entropy, dice, focal: what each term of the loss counts; 0 leaves it out.
+        gamma: of the focal term.
+        class_weights: of the pixels of each class, by its frequency in the training images.
+        boundary: score boundary IoU too.
+        flip, scales, tile, overlap: see ``DenseTesting``; they become part of a metric's name.
+    """
+    testing = DenseTesting(flip, tuple(scales), tile, overlap)
+    terms = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
+    if min(terms.values()) < 0 or not any(terms.values()):
+        raise ValueError(f"the loss needs a term above 0 and none below, got {terms}")
+    wanted = {name: share for name, share in terms.items() if share}
+    names = ("mean_iu", "pixel_accuracy", "mean_accuracy", "fw_iu", *["boundary_iu"] * boundary)
+    suffix = f"[{testing.name}]" if testing.name else ""
+
+    def prepare(model: SegmentationModel, data: Any) -> None:
+        model.criterion = SegmentationLoss(len(data.classes), wanted, gamma)
+        model.testing = testing
+
+    def learn(model: SegmentationModel, data: Dataset) -> None:
+        assert model.criterion is not None
+        if class_weights != "none":
+            counts = count_masks(data)
+            weight = frequency_weights(class_weights, counts.pixels, counts.around)
+            model.criterion.weight.copy_(weight)
+
+    return Task(
+        name="segment",
+        fields=("mask",),
+        model=SegmentationModel,
+        evaluator=lambda classes: SegmentationEvaluator(classes, boundary, suffix),
+        metrics={**{f"{name}{suffix}": True for name in names}, "loss": False},
+        best=f"mean_iu{suffix}",
+        draw_batch=mask_pictures.draw_batch,
+        draw_evaluation=mask_pictures.draw_evaluation,
+        describe=_shares_of_classes,
+        annotate=mask_pictures.annotated,
+        headline=_largest_classes,
+        table=_best_and_worst_class,
+        prepare=prepare,
+        learn=learn,
     )
 
 
@@ -158,9 +226,33 @@ def _with_probability(name: str, probability: float) -> str:
     return f"{name}: {pictures.percent(probability)}"
 
 
-def _best_and_worst_class(evaluator: ClassificationEvaluator) -> list[tuple[str, str]]:
+def _best_and_worst_class(evaluator: Any) -> list[tuple[str, str]]:
     ranked = sorted(evaluator.per_class().items(), key=lambda item: item[1])
     if not ranked:
         return []
     (worst, low), (best, high) = ranked[0], ranked[-1]
     return [("best class", f"{best} {high:.2%}"), ("worst class", f"{worst} {low:.2%}")]
+
+
+def _shares_of_classes(
+    predictions: Predictions, classes: Sequence[str], top: int
+) -> list[Description]:
+    """The class of each pixel, and the ``top`` classes with the most of them."""
+    assert predictions.mask is not None
+    described = []
+    for mask in predictions.mask.cpu():
+        inside = mask != IGNORE
+        mask = mask[: int(inside.any(1).sum()), : int(inside.any(0).sum())]
+        counts = torch.bincount(mask.flatten().int(), minlength=len(classes))
+        order = counts.argsort(descending=True, stable=True)[:top].tolist()
+        rows = [
+            {"class": classes[k], "share": int(counts[k]) / mask.numel()}
+            for k in order
+            if counts[k]
+        ]
+        described.append({**rows[0], "top": rows, "mask": mask.contiguous()})
+    return described
+
+
+def _largest_classes(said: Description) -> str:
+    return ", ".join(f"{row['class']} {pictures.percent(row['share'])}" for row in said["top"][:4])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl import help as pages
-from cnnctl.data.base import SPLITS, Dataset, NoSplit
+from cnnctl.data.base import SPLITS, Dataset, NoSplit, classes_in
 from cnnctl.data.inspection import Report, check, measure
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
@@ -31,7 +31,8 @@ def run(config: DictConfig, action: str) -> int:
     if action == "list":
         print_list(console, config)
         return Exit.DONE
-    cls = _class(config)
+    config.task = _task_for(config)
+    cls = build.data_class(config)
     if action == "fetch":
         _say(console, cls.fetch(config.data.root))
         if cls.missing(config.data.root):
@@ -50,8 +51,17 @@ def run(config: DictConfig, action: str) -> int:
     return Exit.DONE
 
 
-def _class(config: DictConfig) -> type[Dataset]:
-    return build.target(config, "data")
+def _task_for(config: DictConfig) -> DictConfig:
+    """The task's node, or where the data does not serve it, that of the first that it does."""
+    cls = build.target(config, "data")
+    others = [OmegaConf.load(path) for path in sorted((compose.conf_dir() / "task").glob("*.yaml"))]
+    for node in (config.task, *(other.task for other in others)):
+        fields = build.task(
+            OmegaConf.create({"task": node, "trust": config.get("trust", [])})
+        ).fields
+        if set(fields) <= set(cls.fields):
+            return node
+    return config.task
 
 
 def all_splits(config: DictConfig) -> dict[str, Dataset]:
@@ -71,7 +81,7 @@ def print_list(console: Console, config: DictConfig) -> None:
         table.add_column(column, overflow="fold")
     for path in sorted((compose.conf_dir() / "data").glob("*.yaml")):
         node = OmegaConf.create({"data": OmegaConf.load(path), "trust": config.get("trust", [])})
-        cls = _class(node)
+        cls = build.target(node, "data")
         chosen = node.data._target_ == config.data._target_
         root = config.data.root if chosen or cls.shared_root else node.data.root
         where, state = place(cls, root)
@@ -157,9 +167,15 @@ def _members(data: Dataset, rows: int) -> list[list[int]]:
     members: list[list[int]] = [[] for _ in range(rows)]
     labels = getattr(data, "labels", None)
     for index in permutation(len(data), "show").tolist():
-        label = int(data[index][1]["label"] if labels is None else labels[index])
-        if label < rows and len(members[label]) < _COLUMNS:
-            members[label].append(index)
+        if labels is None:
+            classes = classes_in(data[index][1])
+        else:
+            classes = {int(labels[index])}
+        for label in classes:
+            if label < rows and len(members[label]) < _COLUMNS:
+                members[label].append(index)
+        if all(len(found) == _COLUMNS for found in members):
+            break
     return members
 
 

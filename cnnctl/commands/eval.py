@@ -21,6 +21,7 @@ from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.engine.run import newest
 from cnnctl.engine.signals import StopFlag, Stopped
+from cnnctl.engine.trainer import MOST_EVALUATED
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import Batch, Predictions
 
@@ -52,7 +53,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     processes = Processes()
     machine = trainer.machine(processes)
     size = build.augmentation(config, build.facts(config)).size
-    with faults_explained(trainer.eval_batch_size, size):
+    with faults_explained(trainer.eval_batch_size or MOST_EVALUATED, size):
         scores = score(config, state, settings.split, machine, processes, console)
     rows = shown(scores.metrics)
     rows += [*scores.table, ("images", f"{scores.images:,}")]
@@ -134,6 +135,7 @@ def score(
     model = load(config, state, data, augmentation.size)
     machine.place(model)
     loader = trainer.load(data, augmentation, machine, processes, config.seed)
+    at_once = trainer.evaluation_batch(model, augmentation)
     evaluator = task.evaluator(data.classes)
     with console.progress():
         bar = console.bar(split, len(data))
@@ -145,7 +147,7 @@ def score(
 
         metrics = evaluate(
             model,
-            loader.in_order(trainer.eval_batch_size),
+            loader.in_order(at_once),
             evaluator,
             machine,
             processes,

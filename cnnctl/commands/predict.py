@@ -21,7 +21,9 @@ from cnnctl.commands.eval import load, locate, rebuild
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.image_file import printable
 from cnnctl.data.loaders import Normalize
+from cnnctl.data.mask_file import write_mask
 from cnnctl.data.own_images import Item, find_images, read_ahead
+from cnnctl.data.palette import voc_palette
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
@@ -29,7 +31,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
-from cnnctl.structures import Images
+from cnnctl.structures import collate
 from cnnctl.tasks import Description, Task
 
 _THREADS = 8  # that read images while the network computes
@@ -45,6 +47,7 @@ class Facts:
     size: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    palette: tuple[tuple[int, int, int], ...] | None
     mirror: bool = False  # for training only
 
     @classmethod
@@ -56,6 +59,7 @@ class Facts:
             (native[0], native[1]) if native else None,
             tuple(state["mean"]),
             tuple(state["std"]),
+            tuple((r, g, b) for r, g, b in state.get("palette") or ()) or None,
         )
 
 
@@ -78,26 +82,27 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     augmentation = build.augmentation(config, facts)
     model = load(config, state, facts, augmentation.size)
     machine.place(model).eval()
+    at_once = trainer.evaluation_batch(model, augmentation)
     predictor = Predictor(task, model, machine, augmentation, facts, top)
     root = Path(os.path.commonpath([os.path.normpath(file.parent) for file in files]))
     said, broken, pictures = [], 0, 0
     with (
-        faults_explained(trainer.eval_batch_size, augmentation.size),
+        faults_explained(at_once, augmentation.size),
         _whole(output / "predictions.jsonl") as lines,
         console.progress(),
     ):
         bar = console.bar("predict", len(files))
-        for item, description in predictor(files, trainer.eval_batch_size, drawn):
+        for item, description in predictor(files, at_once, drawn):
             bar.advance(bar.done + 1)
             if description is None:
                 broken += 1
                 print(f"left out: {item.problem}", file=sys.stderr)
                 continue
-            record = {"file": printable(item.path), **description}
-            lines.write(json.dumps(record, allow_nan=False) + "\n")
             name = Path(os.path.normpath(item.path)).relative_to(root)
+            record = {"file": printable(item.path), **_saved(description, name, output, facts)}
+            lines.write(json.dumps(record, allow_nan=False) + "\n")
             if item.original is not None:
-                picture = task.annotate(item.original, description)
+                picture = task.annotate(item.original, description, facts.classes, facts.palette)
                 pictures += 1
                 _write_picture(picture, output / "pictures" / name)
             if len(said) < _LISTED:
@@ -160,7 +165,7 @@ class Predictor:
         items = read_ahead(
             files,
             self.facts.channels,
-            self.augmentation.sample_own,
+            lambda image: self.augmentation.own(image, self.task.fields),
             threads=threads,
             ahead=batch_size + threads,
             originals=drawn,
@@ -175,14 +180,19 @@ class Predictor:
 
     @torch.inference_mode()
     def _describe(self, items: list[Item]) -> list[tuple[Item, Description | None]]:
-        pixels = [item.pixels for item in items if item.pixels is not None]
+        samples = [
+            (index, item.pixels, {"original": item.size})
+            for index, item in enumerate(items)
+            if item.pixels is not None
+        ]
         descriptions: Iterator[Description] = iter(())
-        if pixels:
-            batch = self.normalize(torch.stack(pixels).to(self.machine.device))
-            sizes = [self.augmentation.size] * len(pixels)
+        if samples:
+            images = collate(samples).to(self.machine.device).images
+            images.pixels = self.normalize(images.pixels)
             with self.machine.autocast():
-                predictions = self.model.predict(Images(batch, sizes, sizes))
-            if any(column.isnan().any() for column in vars(predictions).values()):
+                predictions = self.model.predict(images)
+            columns = [column for column in vars(predictions).values() if column is not None]
+            if any(column.isnan().any() for column in columns):
                 raise UserError(
                     "the network's output is not a number: the training had diverged",
                     field="checkpoint",
@@ -190,6 +200,20 @@ class Predictor:
                 )
             descriptions = iter(self.task.describe(predictions, self.facts.classes, self.top))
         return [(item, None if item.pixels is None else next(descriptions)) for item in items]
+
+
+def _saved(description: Description, name: Path, output: Path, facts: Facts) -> Description:
+    """A description whose maps of classes are PNGs of indices, named by where they are."""
+    plain = dict(description)
+    for key, value in description.items():
+        if isinstance(value, Tensor):
+            place = Path(f"{key}s") / name.with_name(f"{name.name}.png")
+            with _writing(output / place):
+                (output / place).parent.mkdir(parents=True, exist_ok=True)
+                palette = facts.palette or voc_palette(len(facts.classes))
+                write_mask(output / place, value, palette)
+            plain[key] = printable(place)
+    return plain
 
 
 @contextlib.contextmanager

@@ -133,6 +133,8 @@ def _prepare(
     state = _resumed_state(request, described, processes)
     if state is None and config.init_from is not None:
         _initialise(model, config.init_from, console)
+    if state is None:
+        task.learn(model, train)
     machine.place(model)
     if trainer.sync_batchnorm:
         model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
@@ -287,6 +289,7 @@ def _describe(
         "choices": request.chosen,
         "classes": list(train.classes),
         "channels": train.channels,
+        "palette": [list(colour) for colour in train.palette] if train.palette else None,
         "native": list(train.size) if train.size else None,
         "mean": list(train.mean),
         "std": list(train.std),

@@ -7,7 +7,7 @@ import hashlib
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
+from cnnctl.structures import IGNORE
 
 SPLITS = ("train", "val", "test")
 STALLED = 30.0  # seconds without a byte after which a download is given up
@@ -56,10 +57,11 @@ class Dataset(ABC):
         """A digest that changes when the data does; a resumed run compares it."""
 
     def class_counts(self) -> list[int]:
-        """Samples of each class, in the order of ``classes``; here from reading every target."""
+        """Samples that show each class, in the order of ``classes``."""
         counts = [0] * len(self.classes)
         for index in range(len(self)):
-            counts[int(self[index][1]["label"])] += 1
+            for label in classes_in(self[index][1]):
+                counts[label] += 1
         return counts
 
     def sample_name(self, index: int) -> str:
@@ -148,7 +150,17 @@ class ArrayDataset(Dataset):
         return digest.hexdigest()
 
     def class_counts(self) -> list[int]:
+        if "label" not in self.columns():
+            return super().class_counts()
         return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+
+def classes_in(target: Mapping[str, Any]) -> set[int]:
+    """The classes that one sample shows."""
+    if "label" in target:
+        return {int(target["label"])}
+    counts = torch.bincount(target["mask"].flatten().int(), minlength=IGNORE + 1)
+    return set(counts[:IGNORE].nonzero().flatten().tolist())
 
 
 def data_root(root: str | None) -> Path:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from cnnctl.data.base import SPLITS, ArrayDataset, stratified_split
+from cnnctl.data.base import SPLITS, ArrayDataset, Dataset, stratified_split
 
 
 class Digits(ArrayDataset):
@@ -38,6 +38,15 @@ class Digits(ArrayDataset):
         parts = stratified_split(labels, (1078, 359, 360))
         chosen = parts[SPLITS.index(split)]
         super().__init__((pixels[chosen] * (255 / 16)).round().to(torch.uint8), labels[chosen])
+
+    @classmethod
+    def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
+        """One digit is one label; tasks with more to find get scenes of several digits."""
+        if set(fields) <= set(cls.fields):
+            return cls
+        from cnnctl.data.digit_scenes import DigitScenes
+
+        return DigitScenes.serving(fields)
 
     @classmethod
     def home(cls, root: str | None) -> Path | None:

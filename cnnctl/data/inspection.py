@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cnnctl.data.base import ArrayDataset, Dataset
+from cnnctl.data.base import ArrayDataset, Dataset, classes_in
 from cnnctl.errors import UserError
 
 _MEASURED = 2000  # images that mean and deviation are taken of where they must be decoded
@@ -80,69 +80,86 @@ def check(splits: Mapping[str, Dataset], tick: Callable[[str, int], object]) -> 
     """Read every sample of every split in threads; all faults are found, not the first.
 
     A fault is a sample that does not decode, has another shape than promised or a label out of
-    range, and a class without training samples. Identical pictures in two splits, or under two
-    labels, are warnings.
+    range, and a class without training samples. Identical pictures in two splits, or with two
+    truths, are warnings.
 
     Args:
         tick: called with a split and how many of its samples were read so far.
     """
     report = Report()
-    seen: dict[bytes, list[tuple[str, int, int]]] = defaultdict(list)  # (split, index, label)
-    present: dict[str, set[int]] = {split: set() for split in splits}  # labels of whole samples
+    seen: dict[bytes, list[tuple[str, int, bytes]]] = defaultdict(list)  # (split, index, truth)
+    present: dict[str, set[int]] = {split: set() for split in splits}  # classes of whole samples
     for split, data in splits.items():
-        for index, problem, digest, label in _examine_all(split, data, tick):
-            if problem:
-                report.faults.append(f"{split}: {problem}")
+        for index, found in _examine_all(split, data, tick):
+            if isinstance(found, str):
+                report.faults.append(f"{split}: {found}")
             else:
-                seen[digest].append((split, index, label))
-                present[split].add(label)
+                seen[found.image].append((split, index, found.truth))
+                present[split] |= found.classes
         report.read[split] = len(data)
         report.remarks += [f"{split}: {line}" for line in data.remarks()]
         if data.skipped:
             report.faults.append(f"{split}: {data.skipped:,} broken samples were skipped")
     classes = splits["train"].classes
-    for split, labels in present.items():
-        absent = sorted(labels - present["train"])
+    for split, held in present.items():
+        absent = sorted(held - present["train"])
         report.faults += [f"{split}: class {classes[k]} is not in train" for k in absent]
     report.warnings += _duplicates(splits, seen)
     return report
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """Digests of a sample's pixels and truth, and the classes in it."""
+
+    image: bytes
+    truth: bytes
+    classes: set[int]
+
+
 def _examine_all(
     split: str, data: Dataset, tick: Callable[[str, int], object]
-) -> Iterator[tuple[int, str | None, bytes, int]]:
-    """(index, *_examine(index)) of every sample, in order."""
+) -> Iterator[tuple[int, str | _Whole]]:
+    """(index, _examine(index)) of every sample, in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(data), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(data)))
-            for index, found in zip(chunk, pool.map(partial(_examine, data), chunk), strict=True):
-                yield index, *found
+            yield from zip(chunk, pool.map(partial(_examine, data), chunk), strict=True)
             tick(split, chunk.stop)
 
 
-def _examine(data: Dataset, index: int) -> tuple[str | None, bytes, int]:
-    """(what is wrong, a digest of the pixels, the label) of one sample."""
+def _examine(data: Dataset, index: int) -> str | _Whole:
+    """What is wrong with one sample, or what it is."""
     try:
         image, target = data[index]
     except UserError as error:
-        return str(error), b"", -1
-    name, label = data.sample_name(index), int(target["label"])
+        return str(error)
+    name = data.sample_name(index)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != data.channels:
         shape = f"{tuple(image.shape)} {image.dtype}"
-        return f"{name}: is {shape}, must be ({data.channels}, H, W) torch.uint8", b"", label
+        return f"{name}: is {shape}, must be ({data.channels}, H, W) torch.uint8"
     if data.size is not None and tuple(image.shape[1:]) != data.size:
-        return f"{name}: is {tuple(image.shape[1:])}, must be {data.size}", b"", label
-    if not 0 <= label < len(data.classes):
-        return f"{name}: label is {label}, must be 0 to {len(data.classes) - 1}", b"", label
-    digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=16)
-    digest.update(image.contiguous().numpy().data)
-    return None, digest.digest(), label
+        return f"{name}: is {tuple(image.shape[1:])}, must be {data.size}"
+    truth = target["label"] if "label" in target else target["mask"]
+    if isinstance(truth, Tensor) and truth.ndim == 2 and truth.shape != image.shape[1:]:
+        return f"{name}: its mask is {tuple(truth.shape)}, the image {tuple(image.shape[1:])}"
+    classes = classes_in(target)
+    for label in sorted(classes):
+        if not 0 <= label < len(data.classes):
+            return f"{name}: label is {label}, must be 0 to {len(data.classes) - 1}"
+    return _Whole(_digest(image), _digest(torch.as_tensor(truth)), classes)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    digest = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
+    digest.update(tensor.contiguous().numpy().data)
+    return digest.digest()
 
 
 def _duplicates(
-    splits: Mapping[str, Dataset], seen: Mapping[bytes, list[tuple[str, int, int]]]
+    splits: Mapping[str, Dataset], seen: Mapping[bytes, list[tuple[str, int, bytes]]]
 ) -> list[str]:
-    """Sentences on pictures that are in two splits, or in one with two labels."""
+    """Sentences on pictures that are in two splits, or in one with two truths."""
     names = list(splits)
     shared: dict[str, list[str]] = defaultdict(list)
     for same in seen.values():
@@ -156,7 +173,7 @@ def _duplicates(
                     splits[later].sample_name(first[later]),
                 )
                 shared[f"of {later} also in {split}"] += [f"{b} = {a}"] * copies
-        if len({label for _, _, label in same}) > 1:
+        if len({truth for _, _, truth in same}) > 1:
             (s1, i1, _), (s2, i2, _) = same[:2]
             both = f"{s1} {splits[s1].sample_name(i1)}, {s2} {splits[s2].sample_name(i2)}"
             shared["with two labels or more"].append(both)

@@ -27,6 +27,7 @@ class Item:
 
     path: Path
     pixels: Tensor | None = None  # uint8, as prepared for the network
+    size: tuple[int, int] = (0, 0)  # (h, w) of the file's image
     original: Tensor | None = None  # (C, h, w) uint8, shrunk where it is large; where wanted
     problem: str | None = None
 
@@ -98,7 +99,8 @@ def read_ahead(
             image = read_image(path, channels)
         except UserError as error:
             return Item(path, problem=str(error))
-        return Item(path, prepare(image), _shrunk(image) if keep else None)
+        size = (image.shape[-2], image.shape[-1])
+        return Item(path, prepare(image), size, _shrunk(image) if keep else None)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
     pending: deque[Future[Item]] = deque()

@@ -132,6 +132,9 @@ class Loop:
         """The averaged weights where there are any."""
         return self.model if self.ema is None else self.ema.module  # pyright: ignore
 
+    def _evaluated_at_once(self) -> int:
+        return self.trainer.evaluation_batch(self.model, self.train.augmentation)
+
     def _load(self) -> None:
         if self.resumed is None:
             return
@@ -152,7 +155,7 @@ class Loop:
         with self.journal.stage(stage.name, 1, 1, progress.step):
             if not progress.step:
                 self.model.eval()
-                loaded = self.train.in_order(self.trainer.eval_batch_size, Share())
+                loaded = self.train.in_order(self._evaluated_at_once(), Share())
                 with torch.no_grad():
                     stage.fit(batch for _, batch in loaded)
                 if self.ema is not None:  # what was solved for belongs to these very weights
@@ -301,7 +304,7 @@ class Loop:
             try:
                 metrics = evaluate(
                     self.evaluated_model(),
-                    self.val.in_order(self.trainer.eval_batch_size),
+                    self.val.in_order(self._evaluated_at_once()),
                     evaluator,
                     self.machine,
                     self.processes,
@@ -313,7 +316,7 @@ class Loop:
             except (Stopped, UserError):  # an image that cannot be read costs no training
                 self._save(None, best=False)
                 raise
-            metric = metrics[self.monitor]
+            metric = metrics.get(self.monitor, math.nan)  # nothing labelled: no figure
             best = math.isfinite(metric) and not self._worse(metric)
             better = best and metric != progress.best  # the newest of equals is best, not news
             if best:

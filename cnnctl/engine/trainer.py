@@ -21,8 +21,10 @@ from cnnctl.engine.machine import (
     set_threads,
 )
 from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import Model
 
 MAX_WORKERS = 8
+MOST_EVALUATED = 500  # images at once, where the user sets no number
 MAX_RESIDENT = 4 * 2**30  # bytes of pixels, resized, that `auto` keeps on the device
 
 
@@ -48,7 +50,7 @@ class Trainer:
     log_every: int = 50
     monitor: str | None = None
     patience: int | None = None
-    eval_batch_size: int = 500
+    eval_batch_size: int | None = None
     loader: Literal["auto", "resident", "streaming"] = "auto"
     workers: int | None = None
     device: str = "auto"
@@ -152,6 +154,14 @@ class Trainer:
                 advice=f"take at most trainer.batch_size={samples}",
             )
         return self.steps or self.epochs * per_epoch, per_epoch
+
+    def evaluation_batch(self, model: Model, augmentation: Augmentation) -> int:
+        """Images that are evaluated at once: as many as the model can hold, where none is set."""
+        if self.eval_batch_size is not None:
+            return self.eval_batch_size
+        if augmentation.eval_size is None:
+            return 1  # images of one size at a time go through the network anyway
+        return max(1, min(MOST_EVALUATED, model.eval_pixels // math.prod(augmentation.eval_size)))
 
     def evaluation_interval(self, per_epoch: int) -> int:
         return self.evaluate_every_steps or self.evaluate_every * per_epoch

@@ -197,15 +197,19 @@ def test_every_model_has_its_shape_without_memory(model, tasks_of):
         classes=hundred, channels=3, size=(32, 32), mirror=True, mean=(0.5,) * 3, std=(0.25,) * 3
     )
     for name in tasks_of(model):
+        data.size = (32, 32) if name == "classify" else (64, 64)
         config, _ = composed(f"task={name}", f"model={model}")
         with torch.device("meta"):
             net, size = built(config, data)
             assert all(value.is_meta for value in net.state_dict().values())
             if {"boxes", "masks"} & set(build.task(config).fields):
                 continue  # how many boxes there are depends on the pixels
-            images = Images(torch.zeros(2, 3, *size), [size] * 2, [size] * 2)
-            found = columns(net.eval().predict(images), 2)
-        for column in found.values():  # (N, K, ...)
+            pixels = torch.zeros(2, 3, *size)
+            if "mask" in build.task(config).fields:
+                assert net.eval()(pixels).shape == (2, len(hundred), *size)
+                continue
+            found = columns(net.eval().predict(Images(pixels, [size] * 2, [size] * 2)), 2)
+        for column in found.values():  # (N, K)
             assert column.shape[1] == len(hundred)
 
 
@@ -320,7 +324,9 @@ def test_a_task_overrides_only_model_and_data(name):
     """Were it to override more, it would silently win over its model."""
     file = CONF / "task" / f"{name}.yaml"
     assert overridden(file) <= {"model", "data"}
-    assert values(file) == {"task"}
+    assert values(file) <= {"task", "trainer"}
+    trainer = yaml.safe_load(file.read_text()).get("trainer", {})
+    assert set(trainer) <= {"batch_size"}, "how many images make a batch; models set none"
     assert name in GROUPS["augmentation"], "augmentation: ${task} needs one of its name"
 
 

@@ -102,6 +102,13 @@ class Augmentation:
             image = centre_of_shape(image, self.native)
         return self.sample_eval(image)
 
+    def own(self, image: Tensor, fields: tuple[str, ...]) -> Tensor:
+        """One image of a user's for prediction, as a task with those columns wants it: whole where
+        every pixel is to be named."""
+        if "mask" not in fields:
+            return self.sample_own(image)
+        return self.joint_eval(image, {"mask": image[0]})[0]
+
     def joint(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         """One training image and its truth, in a worker; a map of pixels moves with the image.
 

@@ -1,0 +1,152 @@
+"""U-Net: Ronneberger, Fischer, Brox, "U-Net: convolutional networks for biomedical image
+segmentation", arXiv:1505.04597, section 2 and figure 1.
+
+Differs from the paper: the default keeps the size of every map by zero padding and normalises each
+convolution (Ioffe and Szegedy, arXiv:1502.03167), with a quarter of the paper's channels, so that
+it trains on a CPU; ``padding=valid norm=false width=64 depth=4`` is the paper's network. Its input
+tile is extrapolated by mirroring here, inside the network, so that the output has the input's size
+either way. The paper's dropout is at the end of the contracting path; so is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnctl.models.base import SegmentationModel
+from cnnctl.ops.upsampling import MaxUnpool, upsampler
+
+Up = Literal["transposed", "bilinear", "nearest", "bed_of_nails", "sub_pixel", "max_unpooling"]
+
+
+class UNet(SegmentationModel):
+    """A contracting and an expanding path with a copy of each map from one to the other.
+
+    Args:
+        in_channels: C.
+        num_classes: K.
+        width: channels of the first level; every level down has twice as many.
+        depth: how often the maps are halved.
+        padding: "same", or "valid": convolutions see no made-up zeros, the maps shrink, and the
+            input is mirrored at its border to make up for it.
+        up: how maps are enlarged; "max_unpooling" puts values back to where the pooling found
+            them.
+        norm: batch normalisation after each convolution.
+        dropout: probability of zeroing a channel of the deepest map.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: int = 16,
+        depth: int = 4,
+        padding: Literal["same", "valid"] = "same",
+        up: Up = "transposed",
+        norm: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        if not 1 <= depth <= 8:
+            raise ValueError(f"depth must be from 1 to 8, got {depth}")
+        if padding not in ("same", "valid"):
+            raise ValueError(f'padding must be "same" or "valid", got "{padding}"')
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.depth, self.valid = depth, padding == "valid"
+        channels = [width << level for level in range(depth + 1)]
+        before = (in_channels, *channels)
+        self.down = nn.ModuleList(
+            _Double(given, made, self.valid, norm)
+            for given, made in zip(before, channels, strict=False)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.pool = nn.MaxPool2d(2, return_indices=up == "max_unpooling")
+        self.up, self.merge = nn.ModuleList(), nn.ModuleList()
+        for small, large in zip(channels[:0:-1], channels[-2::-1], strict=True):
+            if up == "max_unpooling":
+                self.up.append(nn.Conv2d(small, large, 1))
+            else:
+                self.up.append(upsampler(up, small, large, 2))
+            self.merge.append(_Double(2 * large, large, self.valid, norm))
+        self.unpool = MaxUnpool(2) if up == "max_unpooling" else None
+        self.classify = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        h, w = pixels.shape[-2:]
+        return self._paths(self._framed(pixels))[..., :h, :w]
+
+    def _framed(self, pixels: Tensor) -> Tensor:
+        """The input that gives an output of at least its size, from its first pixel on."""
+        step = 1 << self.depth
+        if not self.valid:
+            right, below = (-side % step for side in (pixels.shape[3], pixels.shape[2]))
+            return F.pad(pixels, (0, right, 0, below))
+        # A double convolution takes 4 pixels of its level; in pixels of the output all those of
+        # the expanding path take 4 (2^depth - 1), of both paths 12 * 2^depth - 8 (184 of 572).
+        margin = 6 * step - 4
+        for axis in (2, 3):
+            side = pixels.shape[axis]
+            lost = 4 * (step - 1)
+            more = -(side + lost) % step
+            place = torch.arange(-margin, side + margin + more, device=pixels.device)
+            pixels = pixels.index_select(axis, _mirrored(place, side))
+        return pixels
+
+    def _paths(self, maps: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        places: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            maps = block(maps)
+            if level == self.depth:
+                break
+            kept.append(maps)
+            if self.unpool is None:
+                maps = self.pool(maps)
+            else:
+                maps, place = self.pool(maps)
+                places.append(place)
+        maps = self.dropout(maps)
+        for enlarge, merge in zip(self.up, self.merge, strict=True):
+            maps, copy = enlarge(maps), kept.pop()
+            if self.unpool is not None:
+                place = places.pop()
+                place = _centre(place, maps.shape[-2:])
+                twice = (2 * maps.shape[2], 2 * maps.shape[3])
+                maps = _centre(self.unpool(maps, place, copy.shape[-2:]), twice)
+            maps = merge(torch.cat([_centre(copy, maps.shape[-2:]), maps], 1))
+        return self.classify(maps)
+
+
+class _Double(nn.Sequential):
+    """Two 3x3 convolutions, each with ReLU."""
+
+    def __init__(self, given: int, made: int, valid: bool, norm: bool) -> None:
+        layers: list[nn.Module] = []
+        for channels in (given, made):
+            conv = nn.Conv2d(channels, made, 3, padding=0 if valid else 1, bias=not norm)
+            # Section 3: standard deviation sqrt(2 / incoming nodes).
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            layers += [conv, *([nn.BatchNorm2d(made)] if norm else []), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+def _centre(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The middle (h, w) of (N, C, H, W); itself where it has that size."""
+    top, left = ((have - want) // 2 for have, want in zip(maps.shape[-2:], size, strict=True))
+    return maps[..., top : top + size[0], left : left + size[1]]
+
+
+def _mirrored(place: Tensor, side: int) -> Tensor:
+    """Positions on a line that goes on as its mirror image, again and again: -1 is 1."""
+    period = max(2 * (side - 1), 1)
+    place = place % period
+    return torch.minimum(place, period - place) if side > 1 else place * 0
