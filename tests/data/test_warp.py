@@ -11,6 +11,7 @@ from cnnctl.data.warp import (
     centres,
     displacement,
     largest_share,
+    scaled_part,
     turned,
     warp,
     warp_map,
@@ -56,6 +57,22 @@ def test_a_window_on_all_of_an_image_is_torchvisions_resize(scaled):
         mask[None], list(scaled), interpolation=vision.InterpolationMode.NEAREST_EXACT
     )[0]
     assert torch.equal(view.map(mask, 255), nearest)
+
+
+@pytest.mark.parametrize(
+    ("box", "source"),
+    [((0, 0, 16, 16), (0, 10, 0, 10)), ((6, 5, 4, 4), (4, 6, 3, 6)), ((15, 0, 1, 1), (9, 10, 0, 1)),
+     ((2, 13, 6, 3), (1, 5, 8, 10))],
+)  # fmt: skip
+def test_edges_are_moved_to_whole_pixels(box, source):
+    """Of 10 x 10 pixels seen as 16 x 16: row 6 begins at 3.75, so at 4; row 10 at 6.25, so at 6."""
+    image, (top, bottom, left, right) = noise(3, 10, 10), source
+    part = image[:, top:bottom, left:right]
+    expected = vision.resize(part, list(box[2:]), antialias=True)
+    assert torch.equal(scaled_part(image, (16, 16), box, smooth=True), expected)
+    nearest = vision.InterpolationMode.NEAREST_EXACT
+    expected = vision.resize(part, list(box[2:]), interpolation=nearest)
+    assert torch.equal(scaled_part(image, (16, 16), box, smooth=False), expected)
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (-4, 2), (3, -5), (100, 0)])

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torchvision.transforms.v2 import functional as vision
 
-from cnnctl.data.augmentations.scale_crop import TRIES, ScaleCrop, recoloured
-from cnnctl.data.warp import largest_share
+from cnnctl.data.augmentations.scale_crop import TRIES, ScaleCrop, jitter, recoloured
+from cnnctl.data.warp import centres, largest_share, turned
 from cnnctl.randomness import Draw
 from cnnctl.structures import Images, Targets
 
@@ -367,6 +367,39 @@ def test_the_scale_depends_on_what_is_seen_of_an_image():
     assert pipeline().scale == (0.5, 2.0)
     assert pipeline((32, 32)).scale == (0.75, 1.33)
     assert pipeline((32, 32), scale=(0.5, 0.6)).scale == (0.5, 0.6)
+
+
+class Fixed(Draw):
+    """The numbers of ``drawn`` for every purpose, a row for each sample."""
+
+    def uniform(self, purpose: str, count: int = 1) -> torch.Tensor:
+        return DRAWN[:, None].expand(-1, count)
+
+
+DRAWN = torch.tensor([0.0, 0.25, 0.5, 1.0])
+FIXED = Fixed(0, 0, torch.arange(4))
+
+
+def test_numbers_cover_their_ranges_evenly():
+    made = pipeline(scale=(0.5, 2.0), degrees=40.0)
+    assert made.scales(FIXED.uniform).tolist() == [0.5, 0.875, 1.25, 2.0]
+    points = made.bent(centres((32, 32))[None], FIXED.uniform)
+    for one, degrees in zip(points, (-40, -20, 0, 40), strict=True):
+        expected = turned(centres((32, 32))[None], torch.tensor([math.radians(degrees)]), (32, 32))
+        assert torch.allclose(one, expected[0], atol=1e-4)
+    pixels = torch.randint(90, 150, (4, 3, 8, 8), dtype=torch.uint8)
+    factor = torch.tensor([0.8, 0.9, 1.0, 1.2])
+    hue = torch.tensor([-0.05, -0.025, 0, 0.05])  # turns: 18 degrees where all else is 20 %
+    expected = recoloured(pixels, factor, factor, factor, hue)
+    assert torch.allclose(jitter(pixels, 0.2, FIXED), expected, atol=1e-3)
+
+
+def test_crops_are_of_what_is_evaluated():
+    mask = blocks(64, 64)
+    made = pipeline(scale=(1.0, 1.0), flip=False, eval_side=32)
+    image, target = streamed(made, painted(mask), mask)
+    assert torch.equal(image, made.sample_eval(painted(mask)))
+    assert torch.equal(target["mask"], mask[1::2, 1::2])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
