@@ -42,8 +42,8 @@ class Masks(MaskPairs):
             is the background, where there is one.
         values: the number in a mask that stands for each class ([0, 255] for black and white);
             None: 0 to K-1.
-        void: the number that stands for no class; None, or 255 where
-            ``values`` names it: there is none. In a mask of colours it is the class list's ``void`` line.
+        void: the number that stands for no class; None, or 255 where ``values`` names it: there is
+            none. In a mask of colours it is the class list's ``void`` line.
         mask_suffix: what a mask's name has behind its image's (``_mask``).
         validation: share of the images held out as ``val`` where it has no folder; 0 is none.
         test: share held out as ``test`` where the images are not divided into folders; 0 is none.

@@ -1,0 +1,165 @@
+"""The annotations of a COCO-size set as arrays: read once, then mapped from a cache.
+
+A list of 860,000 Python records would be copied into every worker by being counted; arrays are
+not. Reading the 118,000 images of COCO's own training file takes many seconds, so the arrays of a
+large file are kept in the user's cache folder under its path, size and time of change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from cnnctl.data.coco_json import Records, read_records
+from cnnctl.data.image_file import printable
+from cnnctl.errors import Exit, UserError
+
+_FORM = 1  # of the cached arrays; another number, another place
+_LARGE = 16 << 20  # bytes of an annotation file that is worth a cache
+
+
+@dataclass(frozen=True)
+class Index:
+    """I images by id, K categories by id, A annotations by image, P polygons.
+
+    ``*_ends`` are where a row's part of the next column ends; it begins where the last one ended.
+    """
+
+    digest: str  # SHA-256 of the file
+    category_names: tuple[str, ...]
+    category_ids: np.ndarray  # (K,) int64
+    image_ids: np.ndarray  # (I,) int64
+    sizes: np.ndarray  # (I, 2) int32 (h, w)
+    names: np.ndarray  # uint8, of all file names
+    name_ends: np.ndarray  # (I,) int64
+    annotation_ends: np.ndarray  # (I,) int64
+    annotation_ids: np.ndarray  # (A,) int64
+    categories: np.ndarray  # (A,) int32 position of its category
+    crowds: np.ndarray  # (A,) bool
+    polygon_ends: np.ndarray  # (A,) int64
+    coordinate_ends: np.ndarray  # (P,) int64
+    coordinates: np.ndarray  # float64, x and y in turn
+    run_ends: np.ndarray  # (A,) int64
+    runs: np.ndarray  # int32, of 0s and 1s in turn, down the columns
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def name(self, image: int) -> str:
+        return self.names[between(self.name_ends, image)].tobytes().decode()
+
+    def annotations(self, image: int) -> range:
+        """Positions of an image's annotations, in the file's order."""
+        part = between(self.annotation_ends, image)
+        return range(part.start, part.stop)
+
+    def polygons(self, annotation: int) -> list[list[float]]:
+        part = between(self.polygon_ends, annotation)
+        return [
+            self.coordinates[between(self.coordinate_ends, polygon)].tolist()
+            for polygon in range(part.start, part.stop)
+        ]
+
+
+def between(ends: np.ndarray, row: int) -> slice:
+    return slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+
+
+def read_index(file: Path) -> Index:
+    """The arrays of an annotation file, from the cache where they are there.
+
+    Raises:
+        UserError: the file cannot be read, or records in it are wrong (code 3).
+    """
+    try:
+        status = file.stat()
+        place = _cache(file, status) if status.st_size >= _LARGE else None
+        if place is not None and (cached := _load(place)) is not None:
+            return cached
+        raw = file.read_bytes()
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise UserError(problem, file=printable(file), code=Exit.DATA) from None
+    index = make_index(read_records(file, raw), hashlib.sha256(raw).hexdigest())
+    if place is not None:
+        _save(index, place)
+    return index
+
+
+def make_index(records: Records, digest: str) -> Index:
+    """The records as columns."""
+    rows = sorted(records.annotations, key=lambda row: row.image)  # stable: the file's order
+    polygons = [polygon for row in rows for polygon in row.polygons]
+    names = [name.encode("utf-8", "surrogatepass") for *_, name in records.images]
+    count = np.bincount([row.image for row in rows], minlength=len(records.images))
+    joined = np.concatenate([np.frombuffer(p, np.float64) for p in polygons] or [np.empty(0)])
+    return Index(
+        digest=digest,
+        category_names=tuple(name for _, name in records.categories),
+        category_ids=np.array([number for number, _ in records.categories], np.int64),
+        image_ids=np.array([number for number, *_ in records.images], np.int64),
+        sizes=np.array([(h, w) for _, h, w, _ in records.images], np.int32),
+        names=np.frombuffer(b"".join(names), np.uint8),
+        name_ends=_ends(map(len, names)),
+        annotation_ends=np.cumsum(count),
+        annotation_ids=np.array([row.id for row in rows], np.int64),
+        categories=np.array([row.category for row in rows], np.int32),
+        crowds=np.array([row.crowd for row in rows], bool),
+        polygon_ends=_ends(len(row.polygons) for row in rows),
+        coordinate_ends=_ends(map(len, polygons)),
+        coordinates=joined,
+        run_ends=_ends(len(row.runs) for row in rows),
+        runs=np.array([run for row in rows for run in row.runs], np.int32),
+    )
+
+
+def _ends(lengths) -> np.ndarray:
+    return np.array(list(accumulate(lengths)), np.int64)
+
+
+_ARRAYS = [field.name for field in fields(Index) if field.type == "np.ndarray"]
+
+
+def _cache(file: Path, status: os.stat_result) -> Path:
+    key = (_FORM, str(file.resolve()), status.st_size, status.st_mtime_ns)
+    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+    return Path(folder).absolute() / "cnnctl" / "annotations" / name
+
+
+def _load(place: Path) -> Index | None:
+    """The arrays there, mapped; None where there are none that can be used."""
+    try:
+        said = json.loads((place / "index.json").read_text())
+        arrays = {n: np.load(place / f"{n}.npy", mmap_mode="r") for n in _ARRAYS}
+        if {name: list(array.shape) for name, array in arrays.items()} != said["shapes"]:
+            return None
+        return Index(said["digest"], tuple(said["category_names"]), **arrays)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(index: Index, place: Path) -> None:
+    """Keep the arrays; a cache that cannot be written is no fault."""
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        try:
+            temporary.mkdir(parents=True)
+            arrays = {name: getattr(index, name) for name in _ARRAYS}
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
+            shapes = {name: array.shape for name, array in arrays.items()}
+            said = {"digest": index.digest, "category_names": index.category_names}
+            (temporary / "index.json").write_text(json.dumps({**said, "shapes": shapes}))
+            shutil.rmtree(place, ignore_errors=True)  # one that could not be used
+            os.rename(temporary, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
