@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,8 +92,7 @@ def table(
     scaled = [
         [_scaled(one, side, column.photograph) for one in column.pixels] for column in columns
     ]
-    cell = max((picture.width for column in scaled for picture in column), default=side)
-    cell = max(cell, 96)
+    cell = max(96, *(picture.width for column in scaled for picture in column))
     width = max(len(columns) * (cell + _GAP) + _GAP, 360)
     lines = _flowing(legend, width - 2 * _GAP)
     spoken = _LINE if captions else 0
@@ -108,12 +108,10 @@ def table(
         for picture, height in zip(scaled[place], heights, strict=True):
             canvas.paste(picture, (middle - picture.width // 2, below))
             below += height
-    below = top
     small = pictures._font(_FONT)
-    for caption, height in zip(captions, heights, strict=bool(captions)):
-        below += height
+    for caption, end in zip(captions, accumulate(heights), strict=bool(captions)):
         text = pictures._cut(caption, small, width - 2 * _GAP)
-        pen.text((_GAP, below - _GAP - _LINE // 2), text, BLACK, small, anchor="lm")
+        pen.text((_GAP, top + end - _GAP - _LINE // 2), text, BLACK, small, anchor="lm")
     _draw_legend(pen, lines, top + sum(heights))
     return pictures._tensor(canvas)
 
