@@ -18,7 +18,7 @@ from cnnctl.data.base import Dataset, absent, data_root
 from cnnctl.data.coco_index import Index, read_index
 from cnnctl.data.coco_paint import paint
 from cnnctl.data.image_file import printable, read_image
-from cnnctl.data.mask_pairs import check_share, divide, files_in, no_split
+from cnnctl.data.mask_pairs import check_share, divide, no_split
 from cnnctl.data.mask_values import MOST_CLASSES
 from cnnctl.errors import Exit, UserError, nearest
 from cnnctl.structures import IGNORE
@@ -132,12 +132,18 @@ class COCO(Dataset):
 
     def _check_images(self) -> None:
         """Refuse annotations of images that are not in the folder."""
-        there = files_in(self.folder)
-        lacking = []
-        for index in range(len(self)):
-            name = self.index.name(int(self.chosen[index]))
-            if name not in there and not (os.sep in name and (self.folder / name).is_file()):
-                lacking.append(name)
+        try:
+            there = set(os.listdir(self.folder))
+        except OSError as error:
+            problem = f"cannot be listed: {error.strerror}"
+            raise UserError(problem, file=printable(self.folder), code=Exit.DATA) from None
+        names = self.index.file_names()
+        chosen = [names[i] for i in self.chosen.tolist()]
+        lacking = [
+            name
+            for name in chosen
+            if name not in there and not (os.sep in name and (self.folder / name).is_file())
+        ]
         if lacking:
             more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
             raise UserError(

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,11 @@ class Index:
 
     def name(self, image: int) -> str:
         return self.names[between(self.name_ends, image)].tobytes().decode()
+
+    def file_names(self) -> list[str]:
+        """Of all images, in their order."""
+        joined, starts = self.names.tobytes(), [0, *self.name_ends.tolist()]
+        return [joined[start:stop].decode() for start, stop in pairwise(starts)]
 
     def annotations(self, image: int) -> range:
         """Positions of an image's annotations, in the file's order."""
@@ -98,7 +103,7 @@ def make_index(records: Records, digest: str) -> Index:
     """The records as columns."""
     rows = sorted(records.annotations, key=lambda row: row.image)  # stable: the file's order
     polygons = [polygon for row in rows for polygon in row.polygons]
-    names = [name.encode("utf-8", "surrogatepass") for *_, name in records.images]
+    names = [name.encode() for *_, name in records.images]
     count = np.bincount([row.image for row in rows], minlength=len(records.images))
     joined = np.concatenate([np.frombuffer(p, np.float64) for p in polygons] or [np.empty(0)])
     return Index(
