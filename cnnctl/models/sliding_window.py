@@ -64,7 +64,7 @@ class SlidingWindow(SegmentationModel):
         kernels: tuple[int, ...] = (4, 4, 3),
         dense: tuple[int, ...] = (128,),
         per_image: int = 64,
-        balanced: bool = False,
+        balanced: bool = True,
         border: Literal["mirror", "zero"] = "mirror",
         shared: bool = True,
     ) -> None:
