@@ -101,7 +101,7 @@ def test_training_windows_are_those_of_the_scores(border):
     mask[1, 8:], mask[1, :, 6:] = 255, 255
     given = batch(mask, sizes=[(11, 10), (8, 6)], weight=torch.rand(2, 11, 10))
     torch.manual_seed(3)
-    chosen = drawn(mask, 40, False)
+    chosen = drawn(mask, 40, True)
     torch.manual_seed(3)
     view = model.windows(given)
     assert view.images.pixels.shape == (80, 2, 15, 15)
