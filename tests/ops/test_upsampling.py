@@ -200,7 +200,7 @@ def test_icnr_starts_as_nearest_neighbour():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_way_has_its_size_and_gradients(kind, channels, scale):
     torch.manual_seed(0)
-    up = upsampler(kind, *channels, scale)
+    up = upsampler(kind, channels[0], channels[1], scale)
     maps = randn(2, channels[0], 3, 5).requires_grad_()
     out = up(maps)
     assert out.shape == (2, channels[1], 3 * scale, 5 * scale)
@@ -217,7 +217,7 @@ def test_no_convolution_where_the_channels_stay():
         "transposed": 4 * 4 * 2 * 2 + 4,
         "sub_pixel": 16 * 4 * 9 + 16,
     }
-    assert isinstance(upsampler("bilinear", 4, 2, 2).channels, nn.Conv2d)
+    assert isinstance(upsampler("bilinear", 4, 2, 2).get_submodule("channels"), nn.Conv2d)
 
 
 def test_a_kernel_that_the_scale_divides_is_silent():
