@@ -2,8 +2,8 @@
 
     python tests/benchmarks/sliding_window.py --network n4 --side 512
 
-FLOPs (1 multiply-add = 2) are counted for all windows. The time of the first way is measured on some
-of them and scaled to all, which may take hours.
+FLOPs (1 multiply-add = 2) are counted for all windows. The time of the first way is measured on
+some of them and scaled to all, which may take hours.
 """
 
 from __future__ import annotations
