@@ -172,6 +172,8 @@ class SlidingWindow(SegmentationModel):
         reach = self.patch // 2
         if not self.mirrored:
             return F.pad(pixels, (reach,) * 4)
+        if reach < min(pixels.shape[2:]):
+            return F.pad(pixels, (reach,) * 4, mode="reflect")
         for axis in (2, 3):
             side = pixels.shape[axis]
             place = torch.arange(-reach, side + reach, device=pixels.device)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnctl.engine.layers import layer_table
 from cnnctl.models.base import GradientStage
 from cnnctl.models.sliding_window import SlidingWindow, drawn, mirrored
 from cnnctl.structures import Batch, Images, Targets
@@ -41,6 +42,11 @@ def test_shared_computation_gives_the_scores_of_single_windows(size, border):
     assert shared.shape == (2, 3, *size)
     torch.testing.assert_close(shared, single, rtol=1e-4, atol=1e-4)
     assert shared.abs().max() > 0.01
+
+
+def test_a_score_sees_its_window():
+    table = layer_table(small(), 2, (20, 20))
+    assert [row.field for row in table.rows][-1] == (15, 15)
 
 
 def test_layers_that_leave_a_line_over_share_too():
