@@ -32,7 +32,9 @@ from cnnctl.structures import IGNORE, Predictions, Targets
 BOUNDARY = 0.02  # of an image's diagonal: how far from a contour the boundary reaches
 
 _LANES = 32  # columns after which a tally is used again
-_AT_ONCE = 1 << 19  # pixels; their codes stay in the cache between being written and counted
+# Pixels whose codes are worked out together. They stay in the cache until they are counted, and are
+# too few for torch to wake other threads, which costs more than it saves where a core is busy.
+_AT_ONCE = 1 << 15
 
 
 def pair_counts(truth: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
