@@ -188,7 +188,8 @@ def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: An
             advice="leave it out",
         )
     values = bind(found, values, group, partial=partial, given=parts)
-    node = {"_target_": config[group]["_target_"], **(values if partial else {})}
+    name = f"{found.__module__}.{found.__qualname__}"  # what serves the task, where data= is shared
+    node = {"_target_": name, **(values if partial else {})}
     try:
         # Hydra would turn tuples into lists; it names the class, Python passes the values.
         make = instantiate({**node, "_partial_": True}, _recursive_=False)

@@ -114,7 +114,7 @@ def segment(
         raise ValueError(f"the loss needs a term above 0 and none below, got {terms}")
     wanted = {name: share for name, share in terms.items() if share}
     names = ("mean_iu", "pixel_accuracy", "mean_accuracy", "fw_iu", *["boundary_iu"] * boundary)
-    suffix = f"[{testing.name}]" if testing.name else ""
+    suffix = f"@{testing.name}" if testing.name else ""
 
     def prepare(model: SegmentationModel, data: Any) -> None:
         model.criterion = SegmentationLoss(len(data.classes), wanted, gamma)

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "models": BASE | {"ops", "backbones", "models.base"},
     "pictures": BASE | {"data", "metrics", "models.base"},
     "mask_pictures": BASE | {"data", "metrics", "models.base", "pictures"},
-    "tasks": BASE | {"data", "metrics", "models", "models.base", "pictures", "mask_pictures"},
+    "tasks": BASE
+    | {"data", "metrics", "models", "models.base", "ops", "pictures", "mask_pictures"},
     "engine": BASE | {"data", "models.base"},
     "compose": {"errors", "binding"},
     "binding": {"errors"},

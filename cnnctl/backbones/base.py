@@ -90,6 +90,6 @@ def _download(url: str, path: Path) -> None:
         raise UserError(
             f"these weights are not on this machine and cannot be downloaded: {error}",
             file=path,
-            advice=f"download {url} elsewhere and put it there, or set backbone.weights=null",
+            advice=f"download {url} elsewhere and put it there, or start without published weights",
             code=Exit.DATA,
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,10 +57,9 @@ def _task_for(config: DictConfig) -> DictConfig:
     cls = build.target(config, "data")
     others = [OmegaConf.load(path) for path in sorted((compose.conf_dir() / "task").glob("*.yaml"))]
     for node in (config.task, *(other.task for other in others)):
-        fields = build.task(
-            OmegaConf.create({"task": node, "trust": config.get("trust", [])})
-        ).fields
-        if set(fields) <= set(cls.fields):
+        chosen = OmegaConf.create({"task": node, "trust": config.get("trust", [])})
+        with contextlib.suppress(UserError):
+            cls.serving(build.task(chosen).fields)
             return node
     return config.task
 
@@ -165,7 +165,7 @@ def write_picture(data: Dataset, path: Path) -> None:
 def _members(data: Dataset, rows: int) -> list[list[int]]:
     """Positions of up to ``_COLUMNS`` samples of each of the first ``rows`` classes."""
     members: list[list[int]] = [[] for _ in range(rows)]
-    labels = getattr(data, "labels", None)
+    labels = getattr(data, "labels", None) if "label" in data.fields else None
     for index in permutation(len(data), "show").tolist():
         if labels is None:
             classes = classes_in(data[index][1])

@@ -69,7 +69,7 @@ def test_every_way_up_trains(up, padding):
 
 
 def test_valid_convolutions_see_a_mirrored_border():
-    """A mirror-symmetric image is seen as one that goes on: a larger piece of it scores the same."""
+    """A piece of an image that mirrors itself scores like that piece within the whole."""
     torch.manual_seed(0)
     model = UNet(1, 2, width=2, depth=2, padding="valid", norm=False).eval()
     line = torch.rand(17)
