@@ -153,3 +153,25 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[..., 2 - channel] += 120
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def mask_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ and masks/: 20 grey PNGs of several sizes with bright discs, which are class 1."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("masks")
+    generator = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    (root / "classes.txt").write_text("ground\ndisc\n")
+    for number in range(20):
+        h, w = generator.integers(30, 60, 2)
+        row, column = generator.integers(8, h - 8), generator.integers(8, w - 8)
+        y, x = np.mgrid[:h, :w]
+        disc = (y - row) ** 2 + (x - column) ** 2 < generator.integers(5, 12) ** 2
+        pixels = generator.integers(0, 100, (h, w)) + 120 * disc
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"{number:02}.png")
+        Image.fromarray(disc.astype(np.uint8)).save(root / "masks" / f"{number:02}.png")
+    return root

@@ -141,4 +141,6 @@ def test_annotation_is_the_image_and_the_five_best():
     assert len(said["top"]) == 20
     said = {**said, "top": [{**row, "probability": 0.05} for row in said["top"]]}
     few = {**said, "top": said["top"][:5]}
-    assert torch.equal(TASK.annotate(image, said, names, None), TASK.annotate(image, few, names, None))
+    assert torch.equal(
+        TASK.annotate(image, said, names, None), TASK.annotate(image, few, names, None)
+    )

@@ -16,6 +16,7 @@ from cnnctl import build, compose, outcome
 from cnnctl.commands.request import Request, last_checkpoint
 from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
+from cnnctl.data.part import Part
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.console import Console
@@ -117,6 +118,8 @@ def _prepare(
     task = build.task(config)
     monitor = trainer.monitor or task.best
     train, val = build.dataset(config, "train"), _validation(config)
+    if trainer.learn_by_heart is not None:
+        train = val = _part(train, trainer.learn_by_heart)
     if monitor not in task.evaluator(train.classes).names:
         raise UserError(
             f"{monitor} says nothing about {len(train.classes)} classes",
@@ -199,6 +202,13 @@ def _validation(config: DictConfig) -> Dataset | None:
         return build.dataset(config, "val")
     except NoSplit:
         return None
+
+
+def _part(data: Dataset, count: int) -> Dataset:
+    try:
+        return Part(data, count)
+    except ValueError as error:
+        raise UserError(str(error), field="trainer.learn_by_heart") from None
 
 
 def _resumed_state(

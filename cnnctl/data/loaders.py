@@ -149,7 +149,8 @@ class ResidentLoader:
 
     def _take(self, index: Tensor, columns: dict[str, Tensor]) -> Batch:
         size = (self.pixels.shape[2], self.pixels.shape[3])
-        original = self.dataset.size or size
+        moved = columns is self.moved and "mask" in columns  # the truth has the pixels' size
+        original = size if moved else self.dataset.size or size
         images = Images(
             self.pixels.index_select(0, index), [size] * len(index), [original] * len(index)
         )
@@ -251,7 +252,10 @@ class _Samples(TorchDataset):
         if self.seed is None:
             return epoch, index, *self.augmentation.joint_eval(image, target)
         torch.default_generator.manual_seed(key(self.seed, "sample", epoch, index))
-        return epoch, index, *self.augmentation.joint(image, target)
+        image, target = self.augmentation.joint(image, target)
+        if "mask" in target:  # a crop is its own original: its truth was cropped with it
+            target = {**target, "original": (image.shape[-2], image.shape[-1])}
+        return epoch, index, image, target
 
 
 @dataclass

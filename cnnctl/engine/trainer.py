@@ -61,6 +61,7 @@ class Trainer:
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
+    learn_by_heart: int | None = None
     test: bool = True
     tensorboard: bool = True
 
@@ -181,6 +182,7 @@ _COUNTS = (
     "eval_batch_size",
     "devices",
     "threads",
+    "learn_by_heart",
 )
 
 

@@ -14,6 +14,7 @@ from cnnctl.engine import checkpoint, loop
 from cnnctl.engine.checkpoint import Checkpoints
 from cnnctl.engine.loop import Loop
 from cnnctl.metrics.classification import ClassificationEvaluator
+from cnnctl.metrics.segmentation import SegmentationEvaluator
 
 EVERYTHING = (  # that has a state
     "augmentation=mixup",
@@ -39,8 +40,20 @@ SETTINGS = {
     "batch_norm": ("model.batch_norm=true", *EVERYTHING),
     "resnet": ("model=cifar_resnet", "model.depth=8", "model.plain=true", *EVERYTHING),
     "dropout_adamw": ("model.dropout=0.5", "optimizer=adamw", "augmentation=cutout"),
+    "segment": (
+        *("task=segment", "model=unet", "model.width=4", "model.depth=2", "model.dropout=0.2"),
+        *("data.size=32", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.val_images=20"),
+        *("data.train_images=40", "augmentation=elastic", "task.class_weights=median"),
+        *("trainer.batch_size=8", "trainer.eval_batch_size=8", "trainer.save_every=3"),
+    ),
+    "segment_files": (  # decoded, scaled and cropped in this process
+        *("task=segment", "model=unet", "model.width=4", "model.depth=2", "data=masks"),
+        *("data.channels=1", "augmentation.size=32", "augmentation.degrees=20", "task.dice=1"),
+        *("trainer.batch_size=4", "trainer.save_every=3", "trainer.workers=0"),
+    ),
     "early_stopping": ("trainer.patience=1", "trainer.steps=400", "trainer.monitor=top1"),
 }
+EVALUATORS = [ClassificationEvaluator, SegmentationEvaluator]
 MOMENTS = (
     "step 2",
     "step 6",
@@ -62,15 +75,20 @@ class Crash(BaseException):
 def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
     """Stop the next run in this process at ``moment``: before or after its n-th step, save..."""
     what, _, number = moment.rpartition(" ")
-    owner, name, before = {
-        "step": (Loop, "_step", True),
-        "signal": (Loop, "_step", True),
-        "signal in evaluation": (ClassificationEvaluator, "update", True),
-        "evaluation": (ClassificationEvaluator, "update", False),
-        "evaluated": (loop, "evaluate", False),
-        "save": (Checkpoints, "save", True),
-        "saved": (Checkpoints, "save", False),
+    owners, name, before = {
+        "step": ([Loop], "_step", True),
+        "signal": ([Loop], "_step", True),
+        "signal in evaluation": (EVALUATORS, "update", True),
+        "evaluation": (EVALUATORS, "update", False),
+        "evaluated": ([loop], "evaluate", False),
+        "save": ([Checkpoints], "save", True),
+        "saved": ([Checkpoints], "save", False),
     }[what]
+    for owner in owners:
+        _interrupt_at(patch, owner, name, before, what, int(number))
+
+
+def _interrupt_at(patch, owner, name: str, before: bool, what: str, number: int) -> None:
     original, calls = getattr(owner, name), 0
 
     def stop() -> None:
@@ -82,10 +100,10 @@ def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
     def patched(*arguments, **options):
         nonlocal calls
         calls += 1
-        if before and calls == int(number):
+        if before and calls == number:
             stop()
         result = original(*arguments, **options)
-        if not before and calls == int(number):
+        if not before and calls == number:
             stop()
         return result
 
@@ -127,10 +145,16 @@ def stopped_and_resumed(train, command, directory, overrides, moment, *resuming)
         *((name, "step 11") for name in ("lenet", "resnet", "dropout_adamw", "early_stopping")),
         *((name, "signal in evaluation 2") for name in ("lenet", "early_stopping")),
         ("early_stopping", "saved 3"),
+        *(("segment", moment) for moment in ("step 11", "signal in evaluation 2", "evaluated 1")),
+        *(("segment_files", moment) for moment in ("step 11", "signal 5")),
     ],
 )
-def test_ends_as_if_never_interrupted(name, moment, train, command, references, tmp_path):
+def test_ends_as_if_never_interrupted(
+    name, moment, train, command, references, tmp_path, mask_folder
+):
     overrides = SETTINGS[name]
+    if name == "segment_files":
+        overrides = (*overrides, f"data.root={mask_folder}")
     reference = references(name, *overrides)
     stopped_and_resumed(train, command, tmp_path / "run", overrides, moment)
     assert comparing.runs_differ(reference, tmp_path / "run") == []
