@@ -111,36 +111,44 @@ def around_objects(batch: Batch, size: tuple[int, int]) -> Batch:
     images, targets = batch.images, batch.targets
     assert targets.mask is not None, "crops around objects need the column `mask`"
     mask = targets.mask
-    sizes = torch.tensor(images.sizes, device=mask.device)  # (N, 2)
-    chosen = _chosen(mask, targets.image_id)[:, None, None]  # (N, 1, 1); 0: none
-    found = mask == chosen
-    lines = []
-    for axis, other in ((0, 2), (1, 1)):
-        first, last = _extent(found.any(other))
-        half = (last - first) * (_CONTEXT / 2)
-        low = ((first + last) / 2 - half).clamp(min=0)
-        high = torch.minimum((first + last) / 2 + half, sizes[:, axis])
-        whole = chosen[:, 0, 0] == 0
-        low, high = low.masked_fill(whole, 0), torch.where(whole, sizes[:, axis], high)
-        step = (torch.arange(size[axis], device=mask.device) + 0.5) / size[axis]
-        lines.append(low[:, None] + step * (high - low)[:, None])  # (N, size[axis]), from an edge
-    y, x = lines
-    h, w = mask.shape[-2:]
+    count, (h, w) = len(mask), mask.shape[-2:]
+    chosen = _chosen(mask, targets.image_id)
+    y, x = _places(mask, chosen, torch.tensor(images.sizes, device=mask.device), size)
     grid = torch.stack(
         [(2 * x / w - 1)[:, None].expand(-1, *size), (2 * y / h - 1)[..., None].expand(-1, *size)],
         -1,
     )
-    pixels = F.grid_sample(images.pixels, grid.to(images.pixels.dtype), align_corners=False)
-    at = (torch.arange(len(mask), device=mask.device)[:, None, None],)
-    at = (*at, y.long().clamp(max=h - 1)[:, :, None], x.long().clamp(max=w - 1)[:, None])
+    pixels = F.grid_sample(
+        images.pixels, grid.to(images.pixels.dtype), padding_mode="border", align_corners=False
+    )
+    row = torch.arange(count, device=mask.device)[:, None, None]
+    at = (row, y.long()[:, :, None], x.long()[:, None])
     cut = mask[at]
-    cut = cut.masked_fill((cut != chosen) & (cut != IGNORE), 0)
+    cut = cut.masked_fill((cut != chosen[:, None, None]) & (cut != IGNORE), 0)
     weight = None if targets.pixel_weight is None else targets.pixel_weight[at]
-    count = len(mask)
     return Batch(
         Images(pixels, [size] * count, [size] * count),
         Targets(targets.image_id, mask=cut, pixel_weight=weight),
     )
+
+
+def _places(
+    mask: Tensor, chosen: Tensor, sizes: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Rows (N, h) and columns (N, w), in pixels from the image's edge, that a crop looks at."""
+    found = mask == chosen[:, None, None]
+    lines = []
+    for axis, other in ((0, 2), (1, 1)):
+        whole, side = chosen == 0, sizes[:, axis].float()
+        first, last = _extent(found.any(other))
+        centre, half = (first + last) / 2, (last - first) * (_CONTEXT / 2)
+        low = (centre - half).clamp(min=0).masked_fill(whole, 0)
+        high = torch.where(whole, side, torch.minimum(centre + half, side))
+        step = (torch.arange(size[axis], device=mask.device) + 0.5) / size[axis]
+        line = low[:, None] + step * (high - low)[:, None]
+        # Nothing is mixed with what lies outside the image.
+        lines.append(torch.minimum(line.clamp(min=0.5), side[:, None] - 0.5))
+    return lines[0], lines[1]
 
 
 def _chosen(mask: Tensor, image_id: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def test_a_box_ends_at_the_image_and_not_in_its_padding():
     mask = torch.tensor(square(10, (1, 3, 3, 8, 8)))
     mask[8:], mask[:, 8:] = 255, 255
     cut = around_objects(scene(mask.tolist(), own=(8, 8)), (11, 11))
-    edge = 2.5 + (torch.arange(11) + 0.5) / 2
+    edge = (2.5 + (torch.arange(11) + 0.5) / 2).clamp(max=7.5)  # the last row's centre
     torch.testing.assert_close(cut.images.pixels[0, 0, :, 0], edge)
     assert 255 not in masked(cut)
 
@@ -152,6 +152,25 @@ def test_both_stages_train_everything():
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
     assert [stage.name for stage in small().stages()] == ["train"]
+
+
+@pytest.mark.slow
+def test_overfits_eight_images():
+    torch.manual_seed(0)
+    model = DeconvNet(1, 3, (64, 64), width=1 / 8, fc=64)
+    coarse = torch.randint(0, 3, (8, 1, 5, 5)).float()
+    mask = nn.functional.interpolate(coarse, (64, 64), mode="nearest")[:, 0].byte()
+    images = Images(mask[:, None] - 1.0, [(64, 64)] * 8, [(64, 64)] * 8)
+    targets = Targets(torch.arange(8), mask=mask)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        model.loss(images, targets)["cross_entropy"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        predicted = model.eval().predict(images).mask
+    assert predicted is not None
+    assert (predicted == mask).float().mean() > 0.97
 
 
 def test_refuses():

@@ -84,6 +84,25 @@ def test_a_row_does_not_depend_on_the_others():
         torch.testing.assert_close(model(pixels)[1:2], model(pixels[1:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_overfits_eight_images():
+    torch.manual_seed(0)
+    model = SegNet(1, 3, width=1 / 8)
+    coarse = torch.randint(0, 3, (8, 1, 5, 5)).float()
+    mask = nn.functional.interpolate(coarse, (64, 64), mode="nearest")[:, 0].byte()
+    images = Images(mask[:, None] - 1.0, [(64, 64)] * 8, [(64, 64)] * 8)
+    targets = Targets(torch.arange(8), mask=mask)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        model.loss(images, targets)["cross_entropy"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        predicted = model.eval().predict(images).mask
+    assert predicted is not None
+    assert (predicted == mask).float().mean() > 0.97
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="width must be positive, got 0"):
         SegNet(3, 11, width=0)
