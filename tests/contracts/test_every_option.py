@@ -159,7 +159,10 @@ def trains_predicts_and_comes_back(config: DictConfig, data: Dataset, folder: Pa
             single = batch.rows(slice(one, one + 1)).images
             for name, column in columns(model.predict(single), 1).items():
                 together = expected[name][one : one + 1]
-                torch.testing.assert_close(column, together, rtol=1e-4, atol=1e-5)
+                if column.is_floating_point():
+                    torch.testing.assert_close(column, together, rtol=1e-4, atol=1e-5)
+                else:  # classes: of an untrained network two may be equally likely
+                    assert (column != together).float().mean() <= 1e-3
 
     state = {
         **dict.fromkeys(checkpoint.HOLDS),
