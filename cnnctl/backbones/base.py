@@ -26,20 +26,19 @@ class Backbone(nn.Module, ABC):
     Attributes:
         channels: of each map, by name, from the shallowest to the deepest.
         strides: input pixels between two neighbours of each map, in the same order.
-        top: fully connected layers that the published network has after its deepest map, from
-            (R, C, h, w) to (R, D); None where it has none. ``forward`` does not apply it.
     """
 
     channels: dict[str, int]
     strides: dict[str, int]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.top: nn.Module | None = None
-
     @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Maps by name, each (N, channels[name], about H / strides[name], W / strides[name])."""
+
+    def build_top(self, dropout: float = 0.5) -> nn.Module | None:
+        """The fully connected layers that the published network has after its deepest map, from
+        (R, C, h, w) to (R, D), for a model that goes on with them; None where it has none."""
+        return None
 
     @property
     def deepest(self) -> str:

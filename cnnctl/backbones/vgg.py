@@ -64,13 +64,13 @@ class VGG(Backbone):
         return dict(zip(_NAMES, found, strict=True))
 
     def build_top(self, dropout: float = 0.5) -> nn.Sequential:
-        """Make ``top``: fc6 and fc7, from (R, 512, 7, 7) to (R, 4096), with the published weights
+        """fc6 and fc7, from (R, 512, 7, 7) to (R, 4096), with the published weights
         where the convolutions have them.
 
         A model that goes on from the maps alone does without; the two hold nine tenths of the
         network's weights, so they are made only for one that asks.
         """
-        self.top = top = nn.Sequential(
+        top = nn.Sequential(
             nn.Flatten(),
             nn.Linear(_WIDTHS[-1] * _SIDE**2, _FC),
             nn.ReLU(inplace=True),

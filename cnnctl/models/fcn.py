@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
-from cnnctl.backbones.vgg import VGG
 from cnnctl.models.base import GradientStage, SegmentationModel, Stage
 from cnnctl.ops.upsampling import Bilinear, Transposed
 
@@ -72,11 +71,10 @@ class FCN(SegmentationModel):
         channels = [backbone.channels[name] for name in self.names]
         self.dense: nn.Module = nn.Identity()
         if dense:
-            top = backbone.build_top() if isinstance(backbone, VGG) else backbone.top
+            top = backbone.build_top()
             if top is not None:
                 self.dense = convolutional(top, channels[0], dropout)
                 channels[0] = _width(self.dense)
-        backbone.top = None  # its weights are those of ``dense`` now, or unused
         self.backbone = backbone
         self.scores = nn.ModuleList(nn.Conv2d(made, num_classes, 1) for made in channels)
         _start(self.scores)

@@ -48,7 +48,7 @@ def test_channels_and_strides_are_those_of_the_maps(depth, channels, small_input
         side = 64 // backbone.strides[name]
         assert found.shape == (2, backbone.channels[name], side, side)
     assert backbone.deepest == "c5"
-    assert backbone.top is None
+    assert backbone.build_top() is None
 
 
 @pytest.mark.parametrize("channels", [1, 4])
