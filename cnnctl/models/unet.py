@@ -10,6 +10,7 @@ either way. The paper's dropout is at the end of the contracting path; so is our
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -77,6 +78,9 @@ class UNet(SegmentationModel):
             else:
                 self.up.append(upsampler(up, small, large, 2))
             self.merge.append(_Double(2 * large, large, self.valid, norm))
+        for layer in self.up.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                _he(layer)
         self.unpool = MaxUnpool(2) if up == "max_unpooling" else None
         self.classify = nn.Conv2d(width, num_classes, 1)
 
@@ -133,10 +137,21 @@ class _Double(nn.Sequential):
         layers: list[nn.Module] = []
         for channels in (given, made):
             conv = nn.Conv2d(channels, made, 3, padding=0 if valid else 1, bias=not norm)
-            # Section 3: standard deviation sqrt(2 / incoming nodes).
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            _he(conv)
             layers += [conv, *([nn.BatchNorm2d(made)] if norm else []), nn.ReLU(inplace=True)]
         super().__init__(*layers)
+
+
+def _he(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Section 3: standard deviation sqrt(2 / incoming nodes).
+
+    Torch's own start of a transposed convolution lets a sixth of the variance through, so that
+    four levels down nothing of the deepest map is left beside the copies.
+    """
+    taps = math.prod(conv.kernel_size)
+    if isinstance(conv, nn.ConvTranspose2d):
+        taps /= math.prod(conv.stride)  # of each output, on average
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.in_channels * taps)))
 
 
 def _centre(maps: Tensor, size: tuple[int, ...]) -> Tensor:
