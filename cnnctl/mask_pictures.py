@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnctl import pictures
+from cnnctl.data.augmentations.base import resize_mask
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour, voc_palette
 from cnnctl.metrics.segmentation import SegmentationEvaluator
@@ -248,6 +249,7 @@ def annotated(
         said: "mask", (h, w) uint8 classes, and "top", rows of "class" and "share".
     """
     mask, colours = said["mask"], palette or voc_palette(len(classes))
+    mask = resize_mask(mask[None], (image.shape[1], image.shape[2]))[0]  # a large image is shrunk
     columns = [
         Column("image", [coloured(image.cpu()).permute(1, 2, 0)], True),
         Column("prediction", [coloured_mask(mask, colours)]),

@@ -46,7 +46,8 @@ class Task:
         headline: a description in a few words.
         table: evaluator -> rows (title, value) that the summary adds to the metrics.
         prepare: gives a new model what the task decides for it (its loss, how it is tested).
-        learn: takes from the training data what the loss needs; before the first step only.
+        learn: what the loss takes from the training data, by its name in the model's state; asked
+            for before the first step only.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Task:
     headline: Callable[[Description], str]
     table: Callable[[Any], list[tuple[str, str]]]
     prepare: Callable[[Any, Any], None] = lambda model, data: None
-    learn: Callable[[Any, Dataset], None] = lambda model, data: None
+    learn: Callable[[Dataset], dict[str, Tensor]] = lambda data: {}
 
 
 def classify() -> Task:
@@ -106,8 +107,10 @@ def segment(
         gamma: of the focal term.
         class_weights: of the pixels of each class, by its frequency in the training images.
         boundary: score boundary IoU too.
-        flip, scales, tile, overlap: see ``DenseTesting``; they become part of a metric's name.
+        flip, scales, tile, overlap: see ``DenseTesting``, whose name is part of every metric's.
     """
+    if not gamma >= 0:
+        raise ValueError(f"gamma must be at least 0, got {gamma}")
     testing = DenseTesting(flip, tuple(scales), tile, overlap)
     terms = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
     if min(terms.values()) < 0 or not any(terms.values()):
@@ -120,12 +123,12 @@ def segment(
         model.criterion = SegmentationLoss(len(data.classes), wanted, gamma)
         model.testing = testing
 
-    def learn(model: SegmentationModel, data: Dataset) -> None:
-        assert model.criterion is not None
-        if class_weights != "none":
-            counts = count_masks(data)
-            weight = frequency_weights(class_weights, counts.pixels, counts.around)
-            model.criterion.weight.copy_(weight)
+    def learn(data: Dataset) -> dict[str, Tensor]:
+        if class_weights == "none":
+            return {}
+        counts = count_masks(data)
+        weight = frequency_weights(class_weights, counts.pixels, counts.around)
+        return {"criterion.weight": weight}
 
     return Task(
         name="segment",

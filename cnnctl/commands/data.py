@@ -167,10 +167,7 @@ def _members(data: Dataset, rows: int) -> list[list[int]]:
     members: list[list[int]] = [[] for _ in range(rows)]
     labels = getattr(data, "labels", None) if "label" in data.fields else None
     for index in permutation(len(data), "show").tolist():
-        if labels is None:
-            classes = classes_in(data[index][1])
-        else:
-            classes = {int(labels[index])}
+        classes = classes_in(data[index][1]) if labels is None else {int(labels[index])}
         for label in classes:
             if label < rows and len(members[label]) < _COLUMNS:
                 members[label].append(index)

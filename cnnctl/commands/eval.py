@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnctl import build, compose
+from cnnctl.data.part import Part
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
@@ -92,6 +93,7 @@ def rebuild(
         )
         config.trust = settings.trust
         config.trainer.devices = 1
+        config.trainer.monitor = None  # of training; the metrics' names say how one tests now
         if config.trainer.threads is None:  # as in training: another count, other last digits
             config.trainer.threads = min(state["machine"]["threads"], cores())
         build.check(config, {**state["choices"], **regrouped})
@@ -121,7 +123,10 @@ def score(
             (code 4).
     """
     task, trainer = build.task(config), build.trainer(config)
-    data = build.dataset(config, split)
+    by_heart = None if split == "test" else trainer.learn_by_heart
+    data = build.dataset(config, split if by_heart is None else "train")
+    if by_heart is not None:
+        data = Part(data, by_heart)
     if list(data.classes) != state["classes"]:
         raise UserError(
             f"the data has classes {list(data.classes)}, the checkpoint {state['classes']}",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
-from cnnctl.structures import collate
+from cnnctl.structures import IGNORE, Images, Predictions, collate
 from cnnctl.tasks import Description, Task
 
 _THREADS = 8  # that read images while the network computes
@@ -83,8 +84,11 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     model = load(config, state, facts, augmentation.size)
     machine.place(model).eval()
     at_once = trainer.evaluation_batch(model, augmentation)
+    if "mask" in task.fields and trainer.eval_batch_size is None:
+        at_once = 1  # the user's images are seen in their own size, whatever it is
     predictor = Predictor(task, model, machine, augmentation, facts, top)
     root = Path(os.path.commonpath([os.path.normpath(file.parent) for file in files]))
+    places = _places(files, root)
     said, broken, pictures = [], 0, 0
     with (
         faults_explained(at_once, augmentation.size),
@@ -99,7 +103,8 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
                 print(f"left out: {item.problem}", file=sys.stderr)
                 continue
             name = Path(os.path.normpath(item.path)).relative_to(root)
-            record = {"file": printable(item.path), **_saved(description, name, output, facts)}
+            kept = _saved(description, places[item.path], output, facts)
+            record = {"file": printable(item.path), **kept}
             lines.write(json.dumps(record, allow_nan=False) + "\n")
             if item.original is not None:
                 picture = task.annotate(item.original, description, facts.classes, facts.palette)
@@ -191,8 +196,7 @@ class Predictor:
             images.pixels = self.normalize(images.pixels)
             with self.machine.autocast():
                 predictions = self.model.predict(images)
-            columns = [column for column in vars(predictions).values() if column is not None]
-            if any(column.isnan().any() for column in columns):
+            if _is_no_number(predictions, images):
                 raise UserError(
                     "the network's output is not a number: the training had diverged",
                     field="checkpoint",
@@ -202,12 +206,34 @@ class Predictor:
         return [(item, None if item.pixels is None else next(descriptions)) for item in items]
 
 
+def _is_no_number(predictions: Predictions, images: Images) -> bool:
+    if predictions.log_probs is not None and predictions.log_probs.isnan().any():
+        return True
+    sizes = (
+        zip(predictions.mask, images.originals, strict=True) if predictions.mask is not None else ()
+    )
+    return any(bool((mask[:h, :w] == IGNORE).any()) for mask, (h, w) in sizes)
+
+
+def _places(files: Sequence[Path], root: Path) -> dict[Path, Path]:
+    """What a map of each image is called: its name with .png, as other tools look for it; behind
+    the whole name where two images differ by their extension alone."""
+    names = {file: Path(os.path.normpath(file)).relative_to(root) for file in files}
+    count = Counter(name.with_suffix("") for name in names.values())
+    return {
+        file: name.with_suffix(".png")
+        if count[name.with_suffix("")] == 1
+        else name.with_name(f"{name.name}.png")
+        for file, name in names.items()
+    }
+
+
 def _saved(description: Description, name: Path, output: Path, facts: Facts) -> Description:
     """A description whose maps of classes are PNGs of indices, named by where they are."""
     plain = dict(description)
     for key, value in description.items():
         if isinstance(value, Tensor):
-            place = Path(f"{key}s") / name.with_name(f"{name.name}.png")
+            place = Path(f"{key}s") / name
             with _writing(output / place):
                 (output / place).parent.mkdir(parents=True, exist_ok=True)
                 palette = facts.palette or voc_palette(len(facts.classes))

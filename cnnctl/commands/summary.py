@@ -18,7 +18,7 @@ from cnnctl.engine.journal import show, shown
 from cnnctl.engine.loop import Loop
 
 # What TensorBoard's table compares runs by: groups with all their keys, and some of the trainer's.
-COMPARED = ("data", "model", "backbone", "augmentation", "optimizer", "schedule")
+COMPARED = ("task", "data", "model", "backbone", "augmentation", "optimizer", "schedule")
 COMPARED_OF_TRAINER = (
     *("epochs", "steps", "batch_size", "accumulate", "clip", "ema"),
     *("decay_norm_and_bias", "precision"),
@@ -30,6 +30,7 @@ def announce(
 ) -> None:
     """What is about to be trained on what, with which settings, where to."""
     train, chosen = loop.train.dataset, request.chosen
+    by_heart = loop.trainer.learn_by_heart is not None
     parameters = sum(p.numel() for p in loop.model.parameters())
     total, per_epoch = loop.trainer.total_steps(len(train))
     height, width = loop.train.augmentation.size
@@ -44,6 +45,7 @@ def announce(
             f"{chosen['data']}, {len(train.classes)} classes, train {len(train):,}, val {val:,}",
         ),
         ("", f"from {home}" if home else ""),
+        ("", "val is the training images: can they be learnt by heart?" if by_heart else ""),
         ("input", f"{train.channels} x {height} x {width}, augmentation {chosen['augmentation']}"),
         ("optimizer", f"{chosen['optimizer']} {_inline(optimizer)}, schedule {chosen['schedule']}"),
         ("steps", f"{total:,} ({per_epoch:,} an epoch) of {loop.trainer.batch_size} images"),
@@ -88,7 +90,8 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
     progress = loop.progress
     if progress.best is not None:
         best = show(loop.monitor, progress.best)
-        rows.insert(0, (f"best val {loop.monitor}", f"{best} at step {progress.best_step}"))
+        split = "train" if loop.trainer.learn_by_heart is not None else "val"
+        rows.insert(0, (f"best {split} {loop.monitor}", f"{best} at step {progress.best_step}"))
     seconds, speed = time.monotonic() - started, loop.journal.mean_speed()
     title = "time" if request.resumed is None else "time since resuming"
     rows += [(title, f"{seconds:.1f} s"), ("training", f"{speed:,.0f} images/s")]

@@ -137,7 +137,8 @@ def _prepare(
     if state is None and config.init_from is not None:
         _initialise(model, config.init_from, console)
     if state is None:
-        task.learn(model, train)
+        learnt = processes.from_first(task.learn(train) if processes.first else None)
+        model.load_state_dict(learnt, strict=False)
     machine.place(model)
     if trainer.sync_batchnorm:
         model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
@@ -251,7 +252,8 @@ def _initialise(model: torch.nn.Module, source: str, console: Console) -> None:
     """Take the weights that fit by name and shape, and say which did not."""
     path = checkpoint.find(source)
     given = weights(checkpoint.read(path))
-    own = model.state_dict()
+    # What the loss took from other data does not belong to the weights.
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("criterion.")}
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if not fitting:
         raise UserError(

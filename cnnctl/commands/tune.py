@@ -258,7 +258,8 @@ def _remember(search: Search, number: int, values: dict[str, str]) -> Job:
 
 def _reporter(search: Search, trial: Any) -> Callable[[float, dict[str, float]], None]:
     def report(epoch: float, metrics: dict[str, float]) -> None:
-        trial.report(metrics[search.monitor], round(1000 * epoch))  # Optuna counts whole steps
+        value = metrics.get(search.monitor, math.nan)  # nothing labelled: no figure
+        trial.report(value, round(1000 * epoch))  # Optuna counts whole steps
         if search.settings.prune and trial.should_prune():
             raise Pruned
 

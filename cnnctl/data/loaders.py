@@ -154,7 +154,7 @@ class ResidentLoader:
         images = Images(
             self.pixels.index_select(0, index), [size] * len(index), [original] * len(index)
         )
-        truth = {name: column.index_select(0, index) for name, column in columns.items()}
+        truth: dict[str, Any] = {n: column.index_select(0, index) for n, column in columns.items()}
         return Batch(images, Targets(image_id=index, **truth))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,13 @@ class Part(Dataset):
 
     def fingerprint(self) -> str:
         return f"{len(self)} of {self.whole.fingerprint()}"
+
+    def remarks(self) -> list[str]:
+        return self.whole.remarks()
+
+    def home(self, root: str | None) -> Path | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Where the whole is; asked of an object, not of the class."""
+        return self.whole.home(root)
 
     def sample_name(self, index: int) -> str:
         return self.whole.sample_name(self.chosen[index])

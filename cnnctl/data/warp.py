@@ -125,7 +125,7 @@ def warp(pixels: Tensor, points: Tensor, fill: Tensor) -> Tensor:
         fill: (C, 1, 1), what lies outside.
     """
     # What lies outside is zero for grid_sample, and so it is once the fill is taken away.
-    fill = fill.to(pixels.device).float()
+    fill = fill.to(pixels.device, non_blocking=True).float()
     return _sampled(pixels.float() - fill, points, "bilinear") + fill
 
 
@@ -143,7 +143,8 @@ def _sampled(maps: Tensor, points: Tensor, mode: str) -> Tensor:
 
 def xy(like: Tensor, x: float, y: float) -> Tensor:
     """(2, 1, 1), to calculate with points."""
-    return like.new_tensor([x, y])[:, None, None]
+    # Filled on the device: a tensor of Python numbers would be waited for.
+    return torch.cat([like.new_full((1, 1, 1), value) for value in (x, y)])
 
 
 def centres(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -175,8 +176,10 @@ def largest_share(masks: Tensor) -> Tensor:
     Infinite where no pixel is labelled.
     """
     rows = torch.arange(len(masks), device=masks.device) * 256
-    index = masks.flatten(1) + rows[:, None]
-    counts = torch.bincount(index.flatten(), minlength=256 * len(masks)).view(-1, 256)
+    index = (masks.flatten(1) + rows[:, None]).flatten()
+    counts = torch.zeros(256 * len(masks), dtype=torch.int64, device=masks.device)
+    # Unlike bincount it asks the device for nothing.
+    counts = counts.scatter_add_(0, index, torch.ones_like(index)).view(-1, 256)
     labelled = counts[:, :IGNORE]
     total = labelled.sum(1)
     share = labelled.amax(1) / total.clamp(min=1)

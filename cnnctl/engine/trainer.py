@@ -128,7 +128,7 @@ class Trainer:
         resident = isinstance(dataset, ArrayDataset)
         if self.loader == "resident" and not resident:
             raise UserError(
-                "this data is read image by image and cannot be resident",
+                "this data is read image by image (or in part) and cannot be resident",
                 field="trainer.loader",
                 advice="take trainer.loader=auto",
             )

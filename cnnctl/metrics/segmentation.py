@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnctl.errors import Exit, UserError
 from cnnctl.structures import IGNORE, Predictions, Targets
 
 BOUNDARY = 0.02  # of an image's diagonal: how far from a contour the boundary reaches
@@ -88,11 +89,16 @@ def classes_only(counts: Tensor) -> Tensor:
     giving it a class would blame a class that was not predicted; VOC's own program refuses it too.
 
     Raises:
-        ValueError: there is such a pixel.
+        UserError: there is such a pixel (code 6).
     """
     missing = int(counts[:-1, -1].sum())
     if missing:
-        raise ValueError(f"{missing:,} labelled pixels have no predicted class (255)")
+        raise UserError(
+            f"{missing:,} labelled pixels have no predicted class: the network's output is not a"
+            " number there",
+            advice="the training had diverged, or trainer.precision=fp16 overflowed",
+            code=Exit.DIVERGED,
+        )
     return counts[:-1, :-1]
 
 
@@ -226,7 +232,7 @@ class SegmentationEvaluator:
         """(K, K) int64, truth in rows.
 
         Raises:
-            ValueError: a labelled pixel was predicted void.
+            UserError: a labelled pixel was predicted void (code 6).
         """
         return classes_only(self.rows()[0])
 
@@ -243,7 +249,7 @@ class SegmentationEvaluator:
             "per_class": self.per_class(),
             "confusion": self.confusion().tolist(),
             "labelled_pixels": int(counts[:-1].sum()),
-            "void_pixels": int(counts[-1].sum()),
+            "void_pixels": int(counts[-1, :-1].sum()),  # and not what pads a batch
         }
 
     def compute(self) -> dict[str, float]:

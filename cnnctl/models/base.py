@@ -127,38 +127,39 @@ class SegmentationModel(Model):
         """Logits (N, K, H, W) of every head: "out", and those of ``auxiliary``."""
         return {"out": self(pixels)}
 
+    def tiles(self, pixels: Tensor, tile: int) -> Tensor | None:
+        """Logits of a large image from parts of about ``tile``, where a network has a way of its
+        own; None leaves it to windows that are blended."""
+        return None
+
     def loss(self, images: Images, targets: Targets) -> Losses:
-        return self._score(images, targets)[0]
+        total: Losses = {}
+        for rows, view, size in _alike(images):
+            outputs = {
+                name: resized(logits, size) for name, logits in self.outputs(view.pixels).items()
+            }
+            _add(total, self._losses(outputs, *_truth(targets, rows, size)), view, images)
+        return total
 
     def predict(self, images: Images) -> Predictions:
         groups = list(_alike(images))
-        masks = [self.testing(self, view.pixels, size).argmax(1) for _, view, size in groups]
+        masks = [_classes(self.testing(self, view.pixels, size)) for _, view, size in groups]
         return Predictions(mask=_together(masks, groups, images))
 
     def loss_and_predict(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
-        if not self.testing.is_plain(images):
-            return self.loss(images, targets), self.predict(images)
-        return self._score(images, targets)
-
-    def _score(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
-        """Losses and classes from one pass; images of one size at a time, as if alone."""
-        assert targets.mask is not None, "segmentation needs the column `mask`"
+        """From one pass; of views or tiles the loss is that of their average, heads left out."""
         groups, masks = list(_alike(images)), []
         total: Losses = {}
         for rows, view, size in groups:
-            truth, weight = (
-                None if column is None else column[rows, : size[0], : size[1]]
-                for column in (targets.mask, targets.pixel_weight)
-            )
-            assert truth is not None
-            outputs = {
-                name: resized(logits, (truth.shape[1], truth.shape[2]))
-                for name, logits in self.outputs(view.pixels).items()
-            }
-            masks.append(outputs["out"].detach().argmax(1))
-            for name, loss in self._losses(outputs, truth, weight).items():
-                part = loss * (len(view) / len(images))
-                total[name] = total[name] + part if name in total else part
+            if self.testing.is_plain(view):
+                outputs = {
+                    name: resized(logits, size)
+                    for name, logits in self.outputs(view.pixels).items()
+                }
+            else:
+                outputs = {"out": self.testing(self, view.pixels, size).clamp(min=1e-8).log()}
+            masks.append(_classes(outputs["out"].detach()))
+            _add(total, self._losses(outputs, *_truth(targets, rows, size)), view, images)
         return total, Predictions(mask=_together(masks, groups, images))
 
     def _losses(self, outputs: dict[str, Tensor], truth: Tensor, weight: Tensor | None) -> Losses:
@@ -170,9 +171,34 @@ class SegmentationModel(Model):
             criterion = SegmentationLoss(out.shape[1], {"cross_entropy": 1.0}).to(out.device)
         losses = dict(criterion(out, truth, weight))
         for name, share in self.auxiliary.items():
+            if name not in outputs:
+                continue
             named = criterion(outputs[name], truth, weight)
             losses |= {f"{name}_{term}": share * loss for term, loss in named.items()}
         return losses
+
+
+def _truth(
+    targets: Targets, rows: Tensor | slice, size: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """Masks (n, h, w) and the weights of their pixels, of images of one size."""
+    assert targets.mask is not None, "segmentation needs the column `mask`"
+    h, w = size
+    weight = targets.pixel_weight
+    return targets.mask[rows, :h, :w], None if weight is None else weight[rows, :h, :w]
+
+
+def _add(total: Losses, losses: Losses, part: Images, whole: Images) -> None:
+    """Add what a part of a batch contributes to the mean over its images."""
+    for name, loss in losses.items():
+        share = loss * (len(part) / len(whole))
+        total[name] = total[name] + share if name in total else share
+
+
+def _classes(scores: Tensor) -> Tensor:
+    """(N, K, H, W) -> (N, H, W) uint8, 255 where the scores are not numbers."""
+    best, index = scores.max(1)
+    return index.to(torch.uint8).masked_fill_(best.isnan(), IGNORE)
 
 
 def _alike(images: Images) -> Iterator[tuple[Tensor | slice, Images, tuple[int, int]]]:
@@ -196,9 +222,9 @@ def _together(
 ) -> Tensor:
     """Class maps of groups -> (N, H, W) uint8 in the order of the batch, 255 beyond an image."""
     if len(groups) == 1:
-        return masks[0].to(torch.uint8)
+        return masks[0]
     height, width = (max(side) for side in zip(*images.originals, strict=True))
-    whole = masks[0].new_full((len(images), height, width), IGNORE, dtype=torch.uint8)
+    whole = masks[0].new_full((len(images), height, width), IGNORE)
     for mask, (rows, _, (h, w)) in zip(masks, groups, strict=True):
-        whole[rows, :h, :w] = mask.to(torch.uint8)
+        whole[rows, :h, :w] = mask
     return whole

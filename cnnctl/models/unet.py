@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.models.base import SegmentationModel
-from cnnctl.ops.upsampling import MaxUnpool, upsampler
+from cnnctl.ops.upsampling import MaxUnpool, Transposed, upsampler
+
+_MORE = 4  # valid outputs of every depth have sides of 2^depth n + 4
 
 Up = Literal["transposed", "bilinear", "nearest", "bed_of_nails", "sub_pixel", "max_unpooling"]
 
@@ -35,6 +37,8 @@ class UNet(SegmentationModel):
             input is mirrored at its border to make up for it.
         up: how maps are enlarged; "max_unpooling" puts values back to where the pooling found
             them.
+        kernel: side of a transposed convolution's filter; None is 2, the paper's. One that 2 does
+            not divide covers pixels unevenly (a checkerboard), and a warning says so.
         norm: batch normalisation after each convolution.
         dropout: probability of zeroing a channel of the deepest map.
 
@@ -50,18 +54,12 @@ class UNet(SegmentationModel):
         depth: int = 4,
         padding: Literal["same", "valid"] = "same",
         up: Up = "transposed",
+        kernel: int | None = None,
         norm: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        if not 1 <= depth <= 8:
-            raise ValueError(f"depth must be from 1 to 8, got {depth}")
-        if padding not in ("same", "valid"):
-            raise ValueError(f'padding must be "same" or "valid", got "{padding}"')
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        _check(width, depth, padding, up, kernel, dropout)
         self.depth, self.valid = depth, padding == "valid"
         channels = [width << level for level in range(depth + 1)]
         before = (in_channels, *channels)
@@ -75,6 +73,8 @@ class UNet(SegmentationModel):
         for small, large in zip(channels[:0:-1], channels[-2::-1], strict=True):
             if up == "max_unpooling":
                 self.up.append(nn.Conv2d(small, large, 1))
+            elif kernel is not None:
+                self.up.append(Transposed(small, large, 2, kernel))
             else:
                 self.up.append(upsampler(up, small, large, 2))
             self.merge.append(_Double(2 * large, large, self.valid, norm))
@@ -88,21 +88,52 @@ class UNet(SegmentationModel):
         h, w = pixels.shape[-2:]
         return self._paths(self._framed(pixels))[..., :h, :w]
 
+    def tiles(self, pixels: Tensor, tile: int) -> Tensor | None:
+        """Section 2's overlap-tile strategy, with valid convolutions: logits (N, K, H, W) by parts.
+
+        A part's input is the true image around it, mirrored at the image's own border alone, so
+        that its scores are those of the whole image, in the memory of one part.
+        """
+        if not self.valid:
+            return None
+        h, w = pixels.shape[-2:]
+        step = 1 << self.depth
+        side = max(step, tile // step * step)  # every part is pooled where the whole image is
+        seen = side + _MORE + 2 * self._margin
+        framed = pixels
+        for axis, length in ((2, h), (3, w)):
+            end = -(-length // side) * side + _MORE + self._margin
+            framed = _mirrored(framed, axis, -self._margin, end)
+        rows = [
+            torch.cat(
+                [
+                    self._paths(framed[..., top : top + seen, left : left + seen])[
+                        ..., :side, :side
+                    ]
+                    for left in range(0, w, side)
+                ],
+                3,
+            )
+            for top in range(0, h, side)
+        ]
+        return torch.cat(rows, 2)[..., :h, :w]
+
+    @property
+    def _margin(self) -> int:
+        """Pixels that valid convolutions take on each side. A double convolution takes 4 of its
+        level; in pixels of the output those of both paths take 12 * 2^depth - 8 (184 of 572)."""
+        return 6 * (1 << self.depth) - 4
+
     def _framed(self, pixels: Tensor) -> Tensor:
         """The input that gives an output of at least its size, from its first pixel on."""
         step = 1 << self.depth
         if not self.valid:
             right, below = (-side % step for side in (pixels.shape[3], pixels.shape[2]))
             return F.pad(pixels, (0, right, 0, below))
-        # A double convolution takes 4 pixels of its level; in pixels of the output all those of
-        # the expanding path take 4 (2^depth - 1), of both paths 12 * 2^depth - 8 (184 of 572).
-        margin = 6 * step - 4
         for axis in (2, 3):
             side = pixels.shape[axis]
-            lost = 4 * (step - 1)
-            more = -(side + lost) % step
-            place = torch.arange(-margin, side + margin + more, device=pixels.device)
-            pixels = pixels.index_select(axis, _mirrored(place, side))
+            more = -(side - _MORE) % step
+            pixels = _mirrored(pixels, axis, -self._margin, side + more + self._margin)
         return pixels
 
     def _paths(self, maps: Tensor) -> Tensor:
@@ -128,6 +159,21 @@ class UNet(SegmentationModel):
                 maps = _centre(self.unpool(maps, place, copy.shape[-2:]), twice)
             maps = merge(torch.cat([_centre(copy, maps.shape[-2:]), maps], 1))
         return self.classify(maps)
+
+
+def _check(
+    width: int, depth: int, padding: str, up: str, kernel: int | None, dropout: float
+) -> None:
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    if not 1 <= depth <= 8:
+        raise ValueError(f"depth must be from 1 to 8, got {depth}")
+    if padding not in ("same", "valid"):
+        raise ValueError(f'padding must be "same" or "valid", got "{padding}"')
+    if kernel is not None and up != "transposed":
+        raise ValueError(f"kernel is of up=transposed, not of up={up}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
 
 class _Double(nn.Sequential):
@@ -160,8 +206,11 @@ def _centre(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return maps[..., top : top + size[0], left : left + size[1]]
 
 
-def _mirrored(place: Tensor, side: int) -> Tensor:
-    """Positions on a line that goes on as its mirror image, again and again: -1 is 1."""
+def _mirrored(pixels: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    """Positions start..stop-1 of an image that goes on as its mirror image: -1 is 1."""
+    side = pixels.shape[axis]
+    place = torch.arange(start, stop, device=pixels.device)
     period = max(2 * (side - 1), 1)
     place = place % period
-    return torch.minimum(place, period - place) if side > 1 else place * 0
+    place = torch.minimum(place, period - place) if side > 1 else place * 0
+    return pixels.index_select(axis, place)

@@ -53,6 +53,7 @@ class DenseTesting:
         words = ["flip"] * self.flip
         words += [f"x{scale:g}" for scale in self.scales if self.scales != (1.0,)]
         words += [f"tile{self.tile}"] if self.tile else []
+        words += [f"overlap{self.overlap:g}"] if self.tile and self.overlap != 0.5 else []
         return "+".join(words)
 
     def is_plain(self, images: Images) -> bool:
@@ -61,19 +62,28 @@ class DenseTesting:
         return not views and not (self.tile and self.tile < max(images.pixels.shape[-2:]))
 
     def __call__(self, score: Scorer, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, K, *size): logits of one view, or the probabilities averaged over several."""
+        """(N, K, *size): logits of one view, or the probabilities averaged over several.
+
+        A scorer that has ``tiles(pixels, tile)`` puts tiles together in its own way.
+        """
         if self.is_plain(Images(pixels, [], [])):
             return resized(score(pixels), size)
         total: Tensor | None = None
+        views = len(self.scales) * (2 if self.flip else 1)
         for view, back in self._views(pixels):
             if self.tile and self.tile < max(view.shape[-2:]):
-                probabilities = tiled(score, view, self.tile, self.overlap)
+                own = getattr(score, "tiles", None)
+                logits = None if own is None else own(view, self.tile)
+                if logits is not None:
+                    probabilities = logits.float().softmax(1)
+                else:
+                    probabilities = tiled(score, view, self.tile, self.overlap)
             else:
                 probabilities = score(view).float().softmax(1)
             probabilities = resized(back(probabilities), size)
             total = probabilities if total is None else total.add_(probabilities)
         assert total is not None
-        return total
+        return total.div_(views)
 
     def _views(self, pixels: Tensor) -> Iterator[tuple[Tensor, Scorer]]:
         """(what is looked at, how its scores are turned back)."""

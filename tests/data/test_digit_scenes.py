@@ -1,5 +1,7 @@
 """Scenes of digits: what is drawn is what the truth says, and no split sees another's digits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from cnnctl.data.base import ArrayDataset
 from cnnctl.data.digit_scenes import DigitScenes, Scenes, draw_scenes
 from cnnctl.data.digits import Digits
 
-FEW = {"train_images": 40, "val_images": 20, "test_images": 20}
+FEW: dict[str, Any] = {"train_images": 40, "val_images": 20, "test_images": 20}
 
 
 @pytest.fixture(scope="module")

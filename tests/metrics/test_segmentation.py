@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
 from torch import Tensor
 
+from cnnctl.errors import UserError
 from cnnctl.metrics import segmentation
 from cnnctl.metrics.segmentation import (
     SegmentationEvaluator,
@@ -191,10 +192,10 @@ def test_counts_taken_in_inference_mode_can_be_added_to_outside():
 def test_a_labelled_pixel_without_a_predicted_class_is_refused():
     truth = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
     predicted = torch.tensor([[[0, 255, 255]]], dtype=torch.uint8)
-    with pytest.raises(ValueError, match="1 labelled pixels have no predicted class"):
+    with pytest.raises(UserError, match="1 labelled pixels have no predicted class"):
         confusion_matrix(truth, predicted, 2)
     evaluator = evaluator_of(truth, predicted, 2)  # does not wait for the device
-    with pytest.raises(ValueError, match="no predicted class"):
+    with pytest.raises(UserError, match="no predicted class"):
         evaluator.compute()
 
 

@@ -1,4 +1,4 @@
-"""Segmentation models: an image's scores do not depend on its batch, and come in original pixels."""
+"""Segmentation models: scores in original pixels, which do not depend on the batch."""
 
 import pytest
 import torch
@@ -139,7 +139,35 @@ def test_views_are_averaged_where_the_task_asks(model):
     with torch.inference_mode():
         losses, predictions = model.loss_and_predict(images, Targets(torch.arange(1), mask=mask))
         both = model(singles[0]).softmax(1) + model(singles[0].flip(3)).softmax(1).flip(3)
-        plain = F.cross_entropy(model(singles[0]), mask.long())
+        averaged = F.nll_loss((both / 2).log(), mask.long())
     assert predictions.mask is not None
     assert torch.equal(predictions.mask[0].long(), both.argmax(1)[0])
-    torch.testing.assert_close(losses["cross_entropy"], plain)
+    torch.testing.assert_close(losses["cross_entropy"], averaged)
+
+
+def test_tiles_are_all_that_the_network_sees():
+    class Seen(Blurred):
+        largest = 0
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            self.largest = max(self.largest, *pixels.shape[-2:])
+            return super().forward(pixels)
+
+    model = Seen().eval()
+    model.testing = DenseTesting(tile=16)
+    images, _ = padded((40, 50))
+    truth = Targets(torch.arange(1), mask=torch.zeros(1, 40, 50, dtype=torch.uint8))
+    with torch.inference_mode():
+        model.loss_and_predict(images, truth)
+        model.predict(images)
+    assert model.largest == 16
+
+
+def test_scores_that_are_no_numbers_are_no_class(model):
+    images, _ = padded((4, 5))
+    images.pixels[..., 0, 0] = torch.nan
+    with torch.inference_mode():
+        mask = model.predict(images).mask
+    assert mask is not None
+    assert (mask[0, :3, :3] == 255).all()
+    assert (mask[0, 3:] != 255).all()

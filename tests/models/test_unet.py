@@ -53,6 +53,26 @@ def test_output_size_is_input_size(padding):
                 assert model(torch.zeros(1, 1, h, w)).shape == (1, 3, h, w)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_overlap_tiles_are_the_whole_image(depth):
+    """Section 2: seamless segmentation of an image of any size by parts."""
+    torch.manual_seed(0)
+    model = UNet(1, 3, width=4, depth=depth, padding="valid").eval()
+    for h, w, tile in ((61, 50, 16), (40, 33, 24), (17, 70, 20)):
+        pixels = torch.randn(2, 1, h, w)
+        with torch.inference_mode():
+            whole, parts = model(pixels), model.tiles(pixels, tile)
+        assert parts is not None
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert UNet(1, 3, width=4, depth=depth).tiles(pixels, 16) is None
+
+
+def test_a_filter_that_two_does_not_divide_is_a_checkerboard():
+    with pytest.warns(UserWarning, match="checkerboard"):
+        model = UNet(1, 2, width=4, depth=2, kernel=3)
+    assert model(torch.zeros(1, 1, 9, 9)).shape == (1, 2, 9, 9)
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(
     "up", ["transposed", "bilinear", "nearest", "bed_of_nails", "sub_pixel", "max_unpooling"]
@@ -94,7 +114,10 @@ def test_same_size_leaves_rows_alone():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"width": 0}, {"depth": 0}, {"depth": 9}, {"padding": "none"}, {"dropout": 1.0}, {"up": "x"}],
+    [
+        *({"width": 0}, {"depth": 0}, {"depth": 9}, {"padding": "none"}, {"dropout": 1.0}),
+        *({"up": "x"}, {"kernel": 3, "up": "nearest"}),
+    ],
 )
 def test_numbers_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

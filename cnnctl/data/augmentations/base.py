@@ -103,11 +103,18 @@ class Augmentation:
         return self.sample_eval(image)
 
     def own(self, image: Tensor, fields: tuple[str, ...]) -> Tensor:
-        """One image of a user's for prediction, as a task with those columns wants it: whole where
-        every pixel is to be named."""
+        """One image of a user's for prediction, as a task with those columns wants it.
+
+        Where every pixel is to be named it is seen whole, in its own shape, and magnified as the
+        training images were.
+        """
         if "mask" not in fields:
             return self.sample_own(image)
-        return self.joint_eval(image, {"mask": image[0]})[0]
+        if self.native is None:
+            return self.joint_eval(image, {"mask": image[0]})[0]
+        factors = zip(image.shape[-2:], self.size, self.native, strict=True)
+        h, w = (max(1, round(side * to / whole)) for side, to, whole in factors)
+        return resize(image[None], (h, w))[0]
 
     def joint(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         """One training image and its truth, in a worker; a map of pixels moves with the image.

@@ -197,7 +197,9 @@ class ScaleCrop(Augmentation):
         sign = 1 - 2 * self.flips(uniform).float()
         points = (points - middle) * sign[:, :, None, None] + middle
         points = self.bent(points, uniform)
-        room = (scale[:, None] - 1) * scale.new_tensor([width, height])  # images have this size too
+        room = (scale[:, None] - 1) * xy(
+            scale, width, height
+        ).flatten()  # images have this size too
         corners = self.places(uniform) * room[:, None]  # (N, TRIES, 2)
         corner = corners[:, 0] if mask is None else self._chosen(mask, points, corners, scale)
         return (points + corner[:, :, None, None]) / scale[:, None, None, None]
