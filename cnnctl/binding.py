@@ -22,6 +22,7 @@ PARTS = {
     "mean",
     "split",
     "fields",
+    "classes",
     "params",
 }
 

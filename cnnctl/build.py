@@ -87,6 +87,7 @@ def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
     parts: dict[str, Any] = {
         "in_channels": data.channels,
         "num_classes": len(data.classes),
+        "classes": tuple(data.classes),
         "size": size,
     }
     if config.backbone:

@@ -3,7 +3,8 @@ segmentation", arXiv:1706.05587, section 3 and figure 5, by torchvision, whose n
 kept so that the published weights load.
 
 Differs from the paper: output stride 8 (16 with MobileNetV3) in training too, rates 12, 24, 36 at
-both strides; no multi-grid; one 3x3 convolution more before the classes; an auxiliary head (Zhao et
+both strides; no multi-grid; one 3x3 convolution more before the classes; dropout of
+0.5 after the pyramid; an auxiliary head (Zhao et
 al., arXiv:1612.01105, section 3.3).
 """
 
@@ -24,9 +25,11 @@ class DeepLabV3(SegmentationModel):
     Args:
         in_channels: C.
         num_classes: K.
+        classes: their names, by which a published head is known to be theirs.
         variant: the backbone.
-        auxiliary: train a second head on the backbone's last map but one, with half the weight.
-        weights: torchvision's of the whole network. Where K is not 21, ``classifier.4`` and
+        auxiliary: train a second head with half the weight, on ResNet's last map but one or on
+            MobileNetV3's fourth block, at stride 8.
+        weights: torchvision's of the whole network. For other classes than VOC's, ``classifier.4`` and
             ``aux_classifier.4`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
 
@@ -39,6 +42,7 @@ class DeepLabV3(SegmentationModel):
         self,
         in_channels: int,
         num_classes: int,
+        classes: tuple[str, ...] = (),
         variant: Literal["resnet50", "resnet101", "mobilenet_v3_large"] = "resnet50",
         auxiliary: bool = True,
         weights: str | None = None,
@@ -57,6 +61,7 @@ class DeepLabV3(SegmentationModel):
             weights,
             variant,
             backbone_weights,
+            classes,
         )
         pooling = self.network.classifier[0].convs[-1]
         pooling[2] = PooledNorm.of(pooling[2])

@@ -25,9 +25,10 @@ class FCNResNet(SegmentationModel):
     Args:
         in_channels: C.
         num_classes: K.
+        classes: their names, by which a published head is known to be theirs.
         depth: of the ResNet.
         auxiliary: train a second head on the backbone's last map but one, with half the weight.
-        weights: torchvision's of the whole network. Where K is not 21, ``classifier.4`` and
+        weights: torchvision's of the whole network. For other classes than VOC's, ``classifier.4`` and
             ``aux_classifier.4`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
 
@@ -40,6 +41,7 @@ class FCNResNet(SegmentationModel):
         self,
         in_channels: int,
         num_classes: int,
+        classes: tuple[str, ...] = (),
         depth: Literal[50, 101] = 50,
         auxiliary: bool = True,
         weights: str | None = None,
@@ -57,6 +59,7 @@ class FCNResNet(SegmentationModel):
             weights,
             backbone,
             backbone_weights,
+            classes,
         )
         self.auxiliary = {"aux": AUXILIARY} if auxiliary else {}
 

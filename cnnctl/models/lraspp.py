@@ -21,7 +21,8 @@ class LRASPP(SegmentationModel):
     Args:
         in_channels: C.
         num_classes: K.
-        weights: torchvision's of the whole network. Where K is not 21,
+        classes: their names, by which a published head is known to be theirs.
+        weights: torchvision's of the whole network. For other classes than VOC's,
             ``classifier.low_classifier`` and ``classifier.high_classifier`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
 
@@ -34,6 +35,7 @@ class LRASPP(SegmentationModel):
         self,
         in_channels: int,
         num_classes: int,
+        classes: tuple[str, ...] = (),
         weights: str | None = None,
         backbone_weights: str | None = None,
     ) -> None:
@@ -47,6 +49,7 @@ class LRASPP(SegmentationModel):
             weights,
             backbone,
             backbone_weights,
+            classes,
         )
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -127,7 +127,15 @@ class SlidingWindow(SegmentationModel):
         """The task's loss of windows (M, C, patch, patch) whose masks are (M, 1, 1)."""
         assert targets.mask is not None
         out = self.classify(images.pixels)
-        return self._losses({"out": out}, targets.mask, targets.pixel_weight)
+        if not self.balanced or self.criterion is None:
+            return self._losses({"out": out}, targets.mask, targets.pixel_weight)
+        # The windows were drawn so that classes are as frequent as one another.
+        weight = self.criterion.weight.clone()
+        try:
+            self.criterion.weight.fill_(1)
+            return self._losses({"out": out}, targets.mask, targets.pixel_weight)
+        finally:
+            self.criterion.weight.copy_(weight)
 
     def classify(self, windows: Tensor) -> Tensor:
         """(M, C, patch, patch) -> logits (M, K, 1, 1) of the centres."""

@@ -5,7 +5,7 @@ torchvision is imported where a network is built: it takes a second or two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,20 +24,24 @@ def torchvision_network(
     weights: str | None,
     backbone: str,
     backbone_weights: str | None,
+    classes: Sequence[str] = (),
 ) -> Any:
     """``torchvision.models.get_model(name)`` for these channels and classes.
 
-    Of published weights all tensors are taken whose shape is the network's own: for other than
-    the published 21 classes the last convolution of each head starts at random. With other than 3
-    channels each gets an equal share of the first filters' sum.
+    Of published weights all tensors are taken, but for other than the published classes the last
+    convolution of each head starts at random. With other than 3 channels each gets an equal share
+    of the first filters' sum.
 
     Args:
         weights: of the whole network, by torchvision's name; None starts at random.
         backbone: torchvision's name of the classifier that ``backbone_weights`` are of.
         backbone_weights: of the backbone alone, by torchvision's name.
+        classes: the data's; where they are not the published ones in their order (the first of
+            both is the background, whatever it is called), the heads are not taken.
 
     Raises:
-        ValueError: the name of weights is unknown, or both are given.
+        ValueError: the name of weights is unknown, or both are given, or a tensor of the network
+            is not in the weights.
         UserError: the weights are not on this machine and cannot be downloaded.
     """
     from torchvision.models import get_model
@@ -59,8 +63,21 @@ def torchvision_network(
         _give_stem(network, in_channels, published)
     own = network.state_dict()
     fitting = {k: v for k, v in published.items() if k in own and own[k].shape == v.shape}
+    categories = getattr(entry, "meta", {}).get("categories", ())
+    if classes and list(classes[1:]) != list(categories[1:]):
+        fitting = {key: value for key, value in fitting.items() if not _is_last(key)}
+    expected = own if entry is not None else [key for key in own if key.startswith("backbone.")]
+    lacking = [key for key in expected if key not in fitting and not _is_last(key)]
+    if published and lacking:
+        raise ValueError(f"the published weights have no {lacking[0]} that fits")
     network.load_state_dict(fitting, strict=False)
     return network
+
+
+def _is_last(key: str) -> bool:
+    """Whether a tensor belongs to the convolution that names the classes."""
+    last = ("classifier.4.", "aux_classifier.4.", "classifier.low_", "classifier.high_")
+    return key.startswith(last)
 
 
 def head_scores(network: Any, pixels: Tensor, heads: Iterable[str]) -> dict[str, Tensor]:

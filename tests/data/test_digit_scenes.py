@@ -111,10 +111,10 @@ def test_splits_share_no_digit():
 
 
 def test_stated_mean_and_deviation():
-    data = DigitScenes("train")
+    data = DigitScenes("train", train_images=800)
     pixels = data.pixels.float() / 255
-    torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.tensor(data.mean), rtol=0, atol=1e-3)
-    torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(data.std), rtol=0, atol=1e-3)
+    torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.tensor(data.mean), rtol=0, atol=5e-3)
+    torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(data.std), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize(
