@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnctl.data.base import Dataset, absent, data_root
 from cnnctl.data.coco_index import Index, read_index
 from cnnctl.data.coco_paint import paint
-from cnnctl.data.image_file import printable, read_image
+from cnnctl.data.image_file import printable, read_annotated
 from cnnctl.data.mask_pairs import check_share, divide, no_split
 from cnnctl.data.mask_values import MOST_CLASSES
 from cnnctl.errors import Exit, UserError, nearest
@@ -78,6 +78,7 @@ class COCO(Dataset):
                 raise no_split(split, {"val": "validation", "test": "test"}[part])
         self.file, self.folder = self._places(data_root(root), split, year, annotations, images)
         self.index = read_index(self.file)
+        self.official = not own  # outlines of images as stored, as the COCO API reads them
         self.classes, self._table = _class_table(self.index, self.file, classes, others)
         if split == "test" and not own:
             self._official_order(data_root(root), year)
@@ -157,8 +158,8 @@ class COCO(Dataset):
         return len(self.chosen)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        image = read_image(self.path(index), self.channels)
         h, w = (int(side) for side in self.index.sizes[self.chosen[index]])
+        image = read_annotated(self.path(index), (h, w), self.channels, stored=self.official)
         if image.shape[1:] != (h, w):
             raise UserError(
                 f"the image is {image.shape[2]} x {image.shape[1]}, "

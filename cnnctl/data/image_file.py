@@ -3,8 +3,8 @@
 What becomes of each kind is fixed here, once, for training and prediction: grey, palette and CMYK
 become RGB (or grey); transparent pixels are laid on white; 16-bit grey is divided by 257, not
 clipped, and of 16-bit colour the high byte is taken (at most one level of 255 from that); an
-animation gives its first frame; EXIF orientation is applied. A file that is cut off is an error,
-never grey pixels.
+animation gives its first frame; EXIF orientation is applied (of an annotated image, where its
+annotation's size says so). A file that is cut off is an error, never grey pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,27 +51,64 @@ def read_image(path: str | os.PathLike[str], channels: int = 3) -> Tensor:
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     try:
-        return decode_image(_bytes(path), channels)
+        return decode_image(file_bytes(path), channels)
     except (MemoryError, UserError):
         raise
     except ValueError as error:
         raise UserError(str(error), file=printable(path), code=Exit.DATA) from None
 
 
-def decode_image(raw: bytearray, channels: int = 3) -> Tensor:
-    """As ``read_image``, of a file's bytes; raises ValueError saying what is wrong with them."""
-    image = _open(raw)
+def read_annotated(
+    path: str | os.PathLike[str],
+    size: tuple[int, int],
+    channels: int = 3,
+    *,
+    stored: bool = False,
+) -> Tensor:
+    """As ``read_image``, of an image that has a mask or outlines, which no tool turns with it.
+
+    Some tools annotate an image as its EXIF orientation shows it, others as it is stored. Where the
+    two differ in size, the one of the annotation's size is taken. Where they do not (turned by 180
+    degrees, mirrored, square) a guess could put every class elsewhere, so the image is refused.
+
+    Args:
+        size: (h, w) of the annotation.
+        stored: take the pixels as stored where the sizes do not tell, as the annotation's own
+            tools are known to do.
+
+    Raises:
+        UserError: as ``read_image``; or the sizes do not tell (code 3).
+    """
+    try:
+        raw = file_bytes(path)
+        return decode_image(raw, channels, lambda image: _is_shown(image, size, stored))
+    except (MemoryError, UserError):
+        raise
+    except ValueError as error:
+        raise UserError(str(error), file=printable(path), code=Exit.DATA) from None
+
+
+def decode_image(
+    raw: bytearray, channels: int = 3, shown: Callable[[Image], bool] = lambda _: True
+) -> Tensor:
+    """As ``read_image``, of a file's bytes; raises ValueError saying what is wrong with them.
+
+    Args:
+        shown: whether a turned image is wanted as its orientation shows it, not as stored.
+    """
+    image = open_image(raw)
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         raise ValueError(f"is too large: {size} is more than {MAX_PIXELS:,} pixels")
     try:
-        pixels = _fast(raw, image) if image.format in _FAST else None
+        turn = orientation(image) != 1 and shown(image)
+        pixels = _fast(raw, image, turn) if image.format in _FAST else None
         if pixels is None:
-            pixels = _pillow(image)
-    except MemoryError:
+            pixels = _pillow(image, turn)
+    except (MemoryError, _Untold):
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise ValueError(f"does not decode: {_reason(error)}") from None
+        raise ValueError(f"does not decode: {decoder_reason(error)}") from None
     return _to_channels(pixels, channels)
 
 
@@ -79,7 +117,7 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _bytes(path: str | os.PathLike[str]) -> bytearray:
+def file_bytes(path: str | os.PathLike[str]) -> bytearray:
     name = printable(path)
     try:
         mode = os.stat(path).st_mode
@@ -96,7 +134,7 @@ def _bytes(path: str | os.PathLike[str]) -> bytearray:
         raise UserError(f"cannot be read: {error.strerror}", file=name, code=Exit.DATA) from None
 
 
-def _open(raw: bytearray) -> Image:
+def open_image(raw: bytearray) -> Image:
     """The header alone; raises ValueError where these bytes are no image."""
     from PIL import Image, UnidentifiedImageError
 
@@ -108,7 +146,7 @@ def _open(raw: bytearray) -> Image:
     except UnidentifiedImageError:
         raise ValueError(_not_an_image(raw)) from None
     except Exception as error:
-        raise ValueError(f"does not decode: {_reason(error)}") from None
+        raise ValueError(f"does not decode: {decoder_reason(error)}") from None
 
 
 @cache
@@ -137,7 +175,25 @@ def _not_an_image(raw: bytearray) -> str:
     return f"is no image of a known format (it starts with {bytes(raw[:8])!r})"
 
 
-def _fast(raw: bytearray, image: Image) -> Tensor | None:
+class _Untold(ValueError):
+    """Nothing says whether an annotation is of the turned or of the stored image."""
+
+
+def _is_shown(image: Image, size: tuple[int, int], stored: bool) -> bool:
+    """Whether an annotation of ``size`` is of the turned image as it is shown."""
+    number, own = orientation(image), (image.height, image.width)
+    if number > 4 and own[0] != own[1]:
+        # Pillow gives a TIFF turned, and says so in its size: there is no other choice.
+        return image.format == "TIFF" or own != size
+    if stored and image.format != "TIFF":
+        return False
+    raise _Untold(
+        f"has EXIF orientation {number}, and the sizes do not tell whether its annotation is of "
+        "the turned image or of the stored one: save it as it is to be seen, without the tag"
+    )
+
+
+def _fast(raw: bytearray, image: Image, turn: bool) -> Tensor | None:
     """torchvision's JPEG decoder, (1 or 3, H, W) uint8; None where only Pillow does what is wanted.
 
     It takes half of Pillow's time for a 32 x 32 image and four fifths for 500 x 375, with the same
@@ -145,7 +201,7 @@ def _fast(raw: bytearray, image: Image) -> Tensor | None:
     (torchvision 0.29.2).
     """
     decode = _torchvision_decoder()
-    if decode is None or image.mode not in ("L", "RGB") or _is_turned(image):
+    if decode is None or image.mode not in ("L", "RGB") or turn:
         return None
     # Not torchvision's own orientation: it misses some of what Pillow finds (behind XMP, in XMP).
     return decode(torch.frombuffer(raw, dtype=torch.uint8), apply_exif_orientation=False)
@@ -167,12 +223,12 @@ def _from_16_bits(pixels: Tensor) -> Tensor:
     return ((pixels + 128) // 257).to(torch.uint8)
 
 
-def _pillow(image: Image) -> Tensor:
+def _pillow(image: Image, turn: bool) -> Tensor:
     """(1, 3 or 4, H, W) uint8 of the first frame, turned as its EXIF orientation says."""
     image.load()
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
-        return _deep_grey(image)
-    image = _upright(image)
+        return _deep_grey(image, turn)
+    image = _upright(image, turn)
     if image.mode in ("I", "F"):
         kind = "32-bit whole" if image.mode == "I" else "floating-point"
         raise ValueError(f"{kind} numbers have no fixed range; convert it to 8 or 16 bits")
@@ -186,9 +242,9 @@ def _pillow(image: Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _deep_grey(image: Image) -> Tensor:
+def _deep_grey(image: Image, turn: bool) -> Tensor:
     """(1, H, W) uint8 of up to 16 bits; what Pillow does for 8 bits but not for 16 is done here."""
-    values = torch.from_numpy(np.array(_upright(image)).astype(np.int32))[None]
+    values = torch.from_numpy(np.array(_upright(image, turn)).astype(np.int32))[None]
     grey = _from_16_bits(values)
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # a TIFF whose 0 is white
         grey = 255 - grey
@@ -196,17 +252,24 @@ def _deep_grey(image: Image) -> Tensor:
     return grey if transparent is None else grey.masked_fill(values == transparent, 255)
 
 
-def _is_turned(image: Image) -> bool:
+def orientation(image: Image) -> int:
+    """By EXIF: 1 (as stored, or not said) to 8; of a TIFF before it is loaded, which turns it.
+
+    A PNG is loaded for it, as it can be behind the pixels; raises what its decoder raises.
+    """
+    if image.format not in (*_FAST, "TIFF"):
+        image.load()
     try:
-        return image.getexif().get(_ORIENTATION, 1) != 1
+        found = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF does not make the pixels worse
-        return False
+        return 1
+    return found if found in range(2, 9) else 1
 
 
-def _upright(image: Image) -> Image:
+def _upright(image: Image, turn: bool) -> Image:
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image) if _is_turned(image) else image
+    return ImageOps.exif_transpose(image) if turn else image
 
 
 def _to_channels(pixels: Tensor, channels: int) -> Tensor:
@@ -223,7 +286,7 @@ def _to_channels(pixels: Tensor, channels: int) -> Tensor:
     return luma.to(torch.uint8)[None]
 
 
-def _reason(error: Exception) -> str:
+def decoder_reason(error: Exception) -> str:
     """The last words of a decoder's message; torchvision's begins with its source file."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rsplit(".cpp:", 1)[-1].partition(", ")[2] if ".cpp:" in text else text

@@ -1,9 +1,9 @@
 """A file of class numbers -> those numbers, or one sentence on what is wrong with it; and back.
 
 A palette PNG is read as its indices, a grey one as the values it stores (1, 2 or 4 bits are not
-stretched to 0..255), never through its colours. Alpha, 16 bits and lossy formats are refused: what
-they would mean as a class number nobody can say. The check sums of a PNG are tested, which Pillow
-does not do for pixels: a flipped bit is an error, never another class.
+stretched to 0..255), never through its colours. Alpha, 16 bits, an orientation, and formats that do
+not keep numbers are refused: what they would mean as classes nobody can say. The check sums of a
+PNG are tested, which Pillow does not do for pixels: a flipped bit is an error, never another class.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnctl.data.image_file import MAX_PIXELS, _bytes, _open, _reason, printable
+from cnnctl.data.image_file import (
+    MAX_PIXELS,
+    decoder_reason,
+    file_bytes,
+    open_image,
+    orientation,
+    printable,
+)
 from cnnctl.data.palette import Colour, voc_palette
 from cnnctl.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff")
-_FORMATS = ("PNG", "BMP", "GIF", "TIFF")
+_FORMATS = ("PNG", "BMP", "TIFF")  # GIF not: what writes it renumbers the palette
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3  # PNG's colour types; 4 and 6 have alpha
 _STRETCHED = {2: 85, 4: 17}  # bits of grey -> what Pillow multiplies the value with
@@ -83,7 +89,7 @@ def write_mask(path: str | os.PathLike[str], mask: Tensor, palette: Sequence[Col
 
 def _read(path: str | os.PathLike[str], take: Callable[[bytearray, Image], np.ndarray]) -> Tensor:
     try:
-        return torch.from_numpy(_decode(_bytes(path), take))
+        return torch.from_numpy(_decode(file_bytes(path), take))
     except ValueError as error:
         raise UserError(str(error), file=printable(path), code=Exit.DATA) from None
 
@@ -92,7 +98,7 @@ def _decode(raw: bytearray, take: Callable[[bytearray, Image], np.ndarray]) -> n
     """``take`` of the opened image; raises ValueError saying what is wrong with the bytes."""
     if raw.startswith(_PNG):
         _check_png(raw)
-    image = _open(raw)
+    image = open_image(raw)
     if image.format not in _FORMATS:
         raise ValueError(f"is {image.format}, which does not keep class numbers: save it as PNG")
     if image.width * image.height > MAX_PIXELS:
@@ -100,11 +106,14 @@ def _decode(raw: bytearray, take: Callable[[bytearray, Image], np.ndarray]) -> n
         raise ValueError(f"is too large: {size} is more than {MAX_PIXELS:,} pixels")
     _check_mode(raw, image)
     try:
+        turned = orientation(image) != 1
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise ValueError(f"does not decode: {_reason(error)}") from None
+        raise ValueError(f"does not decode: {decoder_reason(error)}") from None
+    if turned:
+        raise ValueError("has an EXIF orientation, which a mask has not: save it without")
     return take(raw, image)
 
 

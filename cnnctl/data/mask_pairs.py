@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cnnctl.data.base import Dataset, NoSplit, stratified_split
-from cnnctl.data.image_file import printable, read_image
+from cnnctl.data.image_file import printable, read_annotated
 from cnnctl.data.mask_counts import count_masks
 from cnnctl.errors import Exit, UserError
 
@@ -61,6 +61,7 @@ class MaskPairs(Dataset):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("mask",)
+    stored: ClassVar[bool] = False  # the masks are known to be of images as stored, not as shown
     images: Paths
     masks: Paths
 
@@ -77,8 +78,9 @@ class MaskPairs(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        image = read_image(self.images[index], self.channels)
         mask = self.mask(index)
+        size = (mask.shape[0], mask.shape[1])
+        image = read_annotated(self.images[index], size, self.channels, stored=self.stored)
         check_sizes(image, mask, self.images[index], self.masks[index])
         return image, {"mask": mask}
 

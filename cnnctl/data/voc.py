@@ -66,6 +66,7 @@ class VOC(MaskPairs):
     std = (0.229, 0.224, 0.225)
 
     values: ClassVar[Values] = Values(range(len(classes)))
+    stored: ClassVar[bool] = True  # the development kits read with imread, which does not turn
 
     def __init__(
         self,

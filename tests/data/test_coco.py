@@ -162,6 +162,18 @@ def test_images_that_are_absent_or_of_another_size(root):
     assert str(caught.value) == f"{file}: names an image that is not there: {picture}"
 
 
+def test_images_with_an_exif_orientation(root):
+    """The official outlines are of the stored image; whose own are, only sizes can tell."""
+    pixels, exif = np.zeros((H, W, 3), np.uint8), Image.Exif()
+    pixels[0], exif[0x0112] = 9, 3
+    Image.fromarray(pixels).save(root / "coco/train2017/67.png", exif=exif)
+    data = COCO("train", str(root), validation=0.0)
+    assert np.array_equal(data[0][0][0].numpy(), pixels[..., 0])
+    own: Any = {"annotations": str(data.file), "images": str(data.folder)}
+    with pytest.raises(UserError, match="has EXIF orientation 3"):
+        COCO("train", **own, validation=0.0, test=0.0)[0]
+
+
 def test_train_and_val_have_the_same_categories(root):
     file = root / "coco/annotations/instances_val2017.json"
     said = json.loads(file.read_text())

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from cnnctl.data import image_file
-from cnnctl.data.image_file import MAX_PIXELS, printable, read_image
+from cnnctl.data.image_file import MAX_PIXELS, printable, read_annotated, read_image
 from cnnctl.errors import Exit, UserError
 
 pytestmark = [
@@ -222,6 +222,42 @@ def test_orientation_wherever_a_jpeg_says_it(tmp_path, segments):
     (tmp_path / "a.jpg").write_bytes(raw[:2] + said + raw[2:])
     found = read_image(tmp_path / "a.jpg", 1)[0] > 127
     assert torch.equal(found, (torch.arange(16) >= 8).expand(32, 16))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.usefixtures("either_decoder")
+def test_an_annotation_tells_by_its_size_whether_its_image_is_turned(
+    tmp_path, name, orientation, side
+):
+    image = Image.new("L", (32, side))
+    image.paste(255, (0, 0, 16, side // 2))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path, name, image, exif=exif)
+    as_stored, as_shown = torch.from_numpy(np.array(image))[None], read_image(path, 1)
+    shown = tuple(as_shown.shape[1:])
+    told = orientation == 1 or (orientation > 4 and side < 32)
+    for size in {(side, 32), shown}:
+        if told and (size == shown or name != "a.tif"):
+            expected = as_shown if size == shown else as_stored
+            assert torch.equal(read_annotated(path, size, 1), expected)
+        elif told:  # Pillow turns a TIFF by itself
+            assert read_annotated(path, size, 1).shape[1:] == shown
+        else:
+            with pytest.raises(UserError, match=f"has EXIF orientation {orientation}, and the siz"):
+                read_annotated(path, size, 1)
+            if name != "a.tif":
+                assert torch.equal(read_annotated(path, size, 1, stored=True), as_stored)
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_is_none_is_none(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    path = save(tmp_path, "a.png", Image.fromarray(GREY), exif=exif)
+    assert torch.equal(read_annotated(path, (6, 9), 1)[0], torch.from_numpy(GREY))
 
 
 def tiff(pixels: np.ndarray, photometric: int) -> bytes:

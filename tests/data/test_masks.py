@@ -102,6 +102,21 @@ def test_sub_folders_and_suffixes(tmp_path):
         Masks("train", str(tmp_path), CLASSES)
 
 
+def test_images_with_an_exif_orientation(root):
+    data, pixels = Masks("train", str(root), validation=0, test=0), np.zeros((4, 5), np.uint8)
+    pixels[0] = 9
+    for orientation in (3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(root / f"images/0{orientation}.png", exif=exif)
+    with pytest.raises(UserError, match="has EXIF orientation 3") as caught:
+        data[3]
+    assert caught.value.file == str(root / "images/03.png")
+    assert np.array_equal(data[6][0][0].numpy(), pixels), "the mask is of the image as stored"
+    write_mask(root / "masks/06.png", torch.ones(5, 4, dtype=torch.uint8))
+    assert np.array_equal(data[6][0][0].numpy(), np.rot90(pixels, -1)), "and now as shown"
+
+
 def test_black_and_white(tmp_path):
     fill(tmp_path / "image", tmp_path / "label", values=(0, 255))
     two = ("membrane", "cell")

@@ -74,6 +74,15 @@ def test_a_sample(voc, tmp_path):
     assert data.class_counts() == [4, *[0] * 9, 1, 1, 1, 1, *[0] * 7]
 
 
+def test_an_exif_orientation_is_not_applied_as_the_masks_are_of_the_stored_image(voc, tmp_path):
+    image, exif = Image.new("RGB", (6, 4)), Image.Exif()
+    image.paste((255, 255, 255), (0, 0, 6, 2))
+    exif[0x0112] = 3
+    image.save(voc / f"JPEGImages/{VAL[0]}.jpg", exif=exif, quality=100)
+    found = VOC("test", str(tmp_path))[0][0].float().mean((0, 2))
+    assert (found[0] > 200, found[3] < 50) == (True, True)
+
+
 def test_lists_of_ones_own(voc, tmp_path):
     lists = voc / "ImageSets/Segmentation"
     (lists / "boxed.txt").write_text(f"\ufeff{TRAIN[3]}  1\n\n{TRAIN[1]} -1\n{TRAIN[3]}\n")
