@@ -50,7 +50,9 @@ def test_where_a_run_goes(tmp_path, monkeypatch):
 def test_groups_are_the_folders():
     groups = compose.groups()
     assert {"task", "model", "backbone", "data", "augmentation", "optimizer"} <= groups.keys()
-    assert groups["backbone"] == ["none", "resnet18", "resnet34", "resnet50"]
+    files = (compose.conf_dir() / "backbone").glob("*.yaml")
+    assert groups["backbone"] == sorted(path.stem for path in files)
+    assert {"none", "resnet18", "vgg16"} <= set(groups["backbone"])
 
 
 def test_a_folder_of_ones_own(tmp_path):

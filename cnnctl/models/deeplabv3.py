@@ -25,13 +25,13 @@ class DeepLabV3(SegmentationModel):
     Args:
         in_channels: C.
         num_classes: K.
-        classes: their names, by which a published head is known to be theirs.
         variant: the backbone.
         auxiliary: train a second head with half the weight, on ResNet's last map but one or on
             MobileNetV3's fourth block, at stride 8.
         weights: torchvision's of the whole network. For other classes than VOC's, ``classifier.4`` and
             ``aux_classifier.4`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
+        classes: their names, by which a published head is known to be theirs.
 
     Raises:
         ValueError: the variant or the name of the weights is unknown, or both are given.
@@ -42,11 +42,11 @@ class DeepLabV3(SegmentationModel):
         self,
         in_channels: int,
         num_classes: int,
-        classes: tuple[str, ...] = (),
         variant: Literal["resnet50", "resnet101", "mobilenet_v3_large"] = "resnet50",
         auxiliary: bool = True,
         weights: str | None = None,
         backbone_weights: str | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         if variant not in ("resnet50", "resnet101", "mobilenet_v3_large"):

@@ -25,12 +25,12 @@ class FCNResNet(SegmentationModel):
     Args:
         in_channels: C.
         num_classes: K.
-        classes: their names, by which a published head is known to be theirs.
         depth: of the ResNet.
         auxiliary: train a second head on the backbone's last map but one, with half the weight.
         weights: torchvision's of the whole network. For other classes than VOC's, ``classifier.4`` and
             ``aux_classifier.4`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
+        classes: their names, by which a published head is known to be theirs.
 
     Raises:
         ValueError: the depth or the name of the weights is unknown, or both are given.
@@ -41,11 +41,11 @@ class FCNResNet(SegmentationModel):
         self,
         in_channels: int,
         num_classes: int,
-        classes: tuple[str, ...] = (),
         depth: Literal[50, 101] = 50,
         auxiliary: bool = True,
         weights: str | None = None,
         backbone_weights: str | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         if depth not in (50, 101):

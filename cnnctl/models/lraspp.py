@@ -21,10 +21,10 @@ class LRASPP(SegmentationModel):
     Args:
         in_channels: C.
         num_classes: K.
-        classes: their names, by which a published head is known to be theirs.
         weights: torchvision's of the whole network. For other classes than VOC's,
             ``classifier.low_classifier`` and ``classifier.high_classifier`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
+        classes: their names, by which a published head is known to be theirs.
 
     Raises:
         ValueError: the name of the weights is unknown, or both are given.
@@ -35,9 +35,9 @@ class LRASPP(SegmentationModel):
         self,
         in_channels: int,
         num_classes: int,
-        classes: tuple[str, ...] = (),
         weights: str | None = None,
         backbone_weights: str | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         backbone = "mobilenet_v3_large"

@@ -33,7 +33,7 @@ GROUPS = compose.groups()
 FILES = sorted(CONF.rglob("*.yaml"))
 CPU = torch.device("cpu")
 LARGE = 400  # modules; a network with more is trained under `slow`, and here only shaped
-COSTLY = 1e12  # parameters times pixels of an image, likewise
+COSTLY = 1e11  # parameters times pixels of an image, likewise
 SMALL = (
     *("trainer.steps=2", "trainer.batch_size=16", "trainer.log_every=1"),
     *("trainer.evaluate_every_steps=2", "trainer.tensorboard=false", "trainer.threads=1"),
