@@ -27,7 +27,7 @@ _BACKGROUND = "background"
 
 
 class COCO(Dataset):
-    """Images of any size with a class for each pixel: 0 is background, 255 (void) a crowd.
+    """Images of any size with a class for each pixel: 0 is background, 255 (void) a class's crowd.
 
     Where objects overlap the smaller is on top (COCO does not say which is in front). The masks of
     the official test images are not public. So ``test`` is the official val2017, on which papers
@@ -43,7 +43,7 @@ class COCO(Dataset):
         images: the folder of that file's images, below ``root`` or absolute.
         classes: names of the categories to be told apart, in this order; None is all of them, in
             the order of their ids. Background is not named.
-        others: what the pixels of other categories are.
+        others: what the pixels of other categories are, of their crowds too.
         validation: share of the training images held out as ``val``; 0 is none.
         test: share held out as ``test`` where ``annotations`` is given; 0 is none.
 

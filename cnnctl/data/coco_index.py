@@ -15,6 +15,7 @@ import shutil
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from cnnctl.data.coco_json import Records, read_records
 from cnnctl.data.image_file import printable
 from cnnctl.errors import Exit, UserError
 
-_FORM = 1  # of the cached arrays; another number, another place
+_FORM = 2  # of the cached arrays; another number, another place
 _LARGE = 16 << 20  # bytes of an annotation file that is worth a cache
 
 
@@ -148,7 +149,7 @@ def _load(place: Path) -> Index | None:
         if {name: list(array.shape) for name, array in arrays.items()} != said["shapes"]:
             return None
         return Index(said["digest"], tuple(said["category_names"]), **arrays)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -160,11 +161,21 @@ def _save(index: Index, place: Path) -> None:
             temporary.mkdir(parents=True)
             arrays = {name: getattr(index, name) for name in _ARRAYS}
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
+                with open(temporary / f"{name}.npy", "xb") as file:
+                    np.save(file, array)
+                    _sync(file)
             shapes = {name: array.shape for name, array in arrays.items()}
             said = {"digest": index.digest, "category_names": index.category_names}
-            (temporary / "index.json").write_text(json.dumps({**said, "shapes": shapes}))
+            with open(temporary / "index.json", "x") as file:
+                file.write(json.dumps({**said, "shapes": shapes}))
+                _sync(file)
             shutil.rmtree(place, ignore_errors=True)  # one that could not be used
             os.rename(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(file: IO[Any]) -> None:
+    """On the disk before the folder has its name: a power cut leaves no cache, not an empty one."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -8,6 +8,7 @@ infinite coordinate makes it write where it should not.
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cnnctl.data.coco_shapes import check_polygon, check_runs
+from cnnctl.data.coco_shapes import check_length, check_polygon, check_runs
 from cnnctl.data.image_file import MAX_PIXELS, printable
 from cnnctl.errors import Exit, UserError
+
+_LONGEST = 65_535  # side of an image: as JPEG, and short enough for native code
 
 
 @dataclass
@@ -157,14 +160,19 @@ def _text(row: dict[str, Any], key: str) -> str:
 def _images(content: dict[str, Any], checked: Records, faults: _Faults) -> dict[int, int]:
     """Image id -> position in ``checked.images``, which are in the order of their ids."""
     found: dict[int, tuple[int, int, int, str]] = {}
+    files: dict[str, str] = {}  # the record that names each: one in two splits would leak
     for name, row in _list(content, "images", faults):
         try:
             number, height, width = (_whole(row, key) for key in ("id", "height", "width"))
             if number in found:
                 raise _Wrong("id: another image has it too")
-            if height < 1 or width < 1 or height * width > MAX_PIXELS:
+            short, long = sorted((height, width))
+            if short < 1 or long > _LONGEST or height * width > MAX_PIXELS:
                 raise _Wrong(f"width and height: {width} x {height} is no size of an image")
-            found[number] = number, height, width, _text(row, "file_name")
+            file = _text(row, "file_name")
+            if (other := files.setdefault(os.path.normpath(file), name)) != name:
+                raise _Wrong(f"file_name: {file} is the file of {other} too")
+            found[number] = number, height, width, file
         except _Wrong as wrong:
             faults.add(name, str(wrong))
     checked.images = [found[number] for number in sorted(found)]
@@ -232,6 +240,7 @@ def _shape(row: dict[str, Any], height: int, width: int) -> tuple[list[array[flo
         if isinstance(shape, list) and shape:
             for polygon in shape:
                 check_polygon(polygon, height, width)
+            check_length(shape, height, width)
             return shape, []
     except ValueError as error:
         raise _Wrong(f"segmentation: {error}") from None

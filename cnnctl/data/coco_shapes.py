@@ -6,6 +6,10 @@ import math
 from array import array
 from typing import Any
 
+import numpy as np
+
+_TURNS = 100  # of its image's height and width, that outlines may be long; COCO's longest: 4
+
 
 def check_polygon(polygon: Any, height: int, width: int) -> None:
     """Raise ValueError where it is none, or not about this image."""
@@ -24,6 +28,26 @@ def check_polygon(polygon: Any, height: int, width: int) -> None:
                 raise ValueError(
                     f"a polygon's {axis} is far outside the image of {width} x {height}"
                 )
+
+
+def check_length(polygons: list[array[float]], height: int, width: int) -> None:
+    """Raise ValueError where an object's outlines are longer than any real ones.
+
+    The native code takes 40 bytes and more for each pixel of their length, whatever it covers.
+    """
+    most = _TURNS * (height + width)
+    bound = sum(len(p) // 2 * (max(p) - min(p)) for p in polygons)  # no side is longer
+    if bound <= most:
+        return
+    length = 0.0
+    for polygon in polygons:
+        points = np.frombuffer(polygon).reshape(-1, 2)
+        length += np.abs(points - np.roll(points, 1, 0)).max(1).sum()
+    if length > most:
+        raise ValueError(
+            f"its outlines are {length:,.0f} pixels long, more than {_TURNS} times the height and "
+            f"width of the image of {width} x {height}"
+        )
 
 
 def check_runs(shape: dict[str, Any], height: int, width: int) -> list[int]:

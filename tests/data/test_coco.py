@@ -106,9 +106,10 @@ def test_some_categories(root):
     chosen = ("dog", "cat")
     data = COCO("train", str(root), classes=chosen, validation=0.0)
     assert data.classes == ("background", "dog", "cat")
-    assert data.mask(0)[1].tolist() == [255, 1, 1, 1, 2, 1]
+    assert data.mask(0)[1].tolist() == [0, 1, 1, 1, 2, 1], "a crowd of others is background too"
     assert data.mask(3).unique().tolist() == [0]
     void = COCO("train", str(root), classes=chosen, others="void", validation=0.0)
+    assert void.mask(0)[1].tolist() == [255, 1, 1, 1, 2, 1]
     assert void.mask(3)[1].tolist() == [0, 255, 255, 0, 0, 0]
     assert void.fingerprint() != data.fingerprint()
     with pytest.raises(UserError, match='no category "dgo"') as caught:
@@ -202,6 +203,8 @@ SQUARE = [0, 0, 2, 0, 2, 2, 0, 2]
         ([[0, 0, 2, 2]], "a polygon has 4 numbers, must have 2 for each of 3 points"),
         ([SQUARE, [0, 0, 2, 0, 2, 2, 1]], "a polygon has 7 numbers"),
         ([[0, 0, 1e999, 0, 2, 2]], "is not finite"),
+        ([[-6, 0, 12, 0] * 28], "its outlines are 1,008 pixels long, more than 100 times"),
+        ([[0, -4, 0, 8] * 21] * 2, "its outlines are 1,008 pixels long"),
         ([[0, 0, 1e20, 0, 2, 2]], "a polygon's x is far outside the image of 6 x 4"),
         ([[0, -5, 2, 0, 2, 2]], "a polygon's y is far outside"),
         ({"counts": [24]}, re.escape("its size is None, its image's [height, width] is [4, 6]")),
@@ -273,6 +276,12 @@ def test_files_that_are_no_annotations(tmp_path, text, words):
         ("images.1.id", 2**70, "beyond 64 bits"),
         ("images.1.width", 0, "width and height: 0 x 4 is no size"),
         ("images.1.height", 10**6 * 100, "is no size of an image"),
+        ("images.1.height", 65_536, "6 x 65536 is no size of an image"),
+        (
+            "images.1.file_name",
+            "a/..//./70.png",
+            r"images\[1\] \(id 69\): file_name: a/..//./70.png is the file of images\[0\]",
+        ),
         ("images.1.height", 4.5, "height: is the number 4.5"),
         ("images.1.file_name", None, "file_name: must be text"),
         ("images.1.file_name", "a\0.jpg", "file_name: must be text"),
@@ -306,7 +315,12 @@ def test_all_faults_are_counted(tmp_path):
 
 def test_what_is_odd_and_yet_right(tmp_path):
     """A byte order mark, annotation id 0, ids in any order, unknown keys, shapes at the edge."""
-    shapes = [[SQUARE], [[-6, -4, 12, -4, 12, 8]], [[1, 1, 1, 1, 1, 1]], [[0, 0, 6, 4, 6, 0, 0, 4]]]
+    shapes = [
+        [SQUARE],
+        [[-6, -4, 12, -4, 12, 8], [0, 0, 6, 4] * 79],
+        [[1, 1, 1, 1, 1, 1]],
+        [[0, 0, 6, 4, 6, 0, 0, 4]],
+    ]
     things = [thing(9 - n, 70, 3, shape, bbox="any") for n, shape in enumerate(shapes)]
     said = content(1, *things, thing(0, 70, 18, {"size": [H, W], "counts": "4d0"}))
     index = read(tmp_path, b"\xef\xbb\xbf" + json.dumps(said).encode())
@@ -364,9 +378,13 @@ def test_a_large_file_is_read_once(root, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(coco_index, "_LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for array in (tmp_path / "cache").rglob("runs.npy"):
-        array.write_bytes(array.read_bytes()[:20])
-    assert COCO("train", str(root), validation=0.0).fingerprint() == first.fingerprint()
+    for name in ("runs.npy", "index.json"):
+        for kept in (0, 20):  # bytes, as a power cut may leave it
+            (file,) = (tmp_path / "cache").rglob(name)
+            file.write_bytes(file.read_bytes()[:kept])
+            again = COCO("train", str(root), validation=0.0)
+            assert again.fingerprint() == first.fingerprint()
+            assert not isinstance(again.index.runs, np.memmap)
     file = root / "coco/annotations/instances_train2017.json"
     file.write_text(file.read_text().replace("toothbrush", "hairbrush"))
     assert COCO("train", str(root), validation=0.0).classes[3] == "hairbrush"
