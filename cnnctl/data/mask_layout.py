@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnnctl.data.class_folders import images_below
+from cnnctl.data.class_folders import has_images, images_below
 from cnnctl.data.image_file import EXTENSIONS, printable
+from cnnctl.data.mask_pairs import files_in
 from cnnctl.data.palette import Colour
 from cnnctl.errors import Exit, UserError
 
@@ -20,54 +23,143 @@ CLASS_LIST = "classes.txt"
 _VOID = ("void", "ignore", "unlabeled", "unlabelled")
 
 Pair = tuple[Path, Path]
-Folders = dict[str, Pair]  # part -> its folders of images and of masks; "" where not divided
 
 
-def find_folders(root: Path) -> Folders:
+@dataclass(frozen=True)
+class Layout:
+    """Where images and masks are."""
+
+    pairs: dict[str, Pair]  # part -> its folders of images and of masks; "" where not divided
+    no_test: str = "has no folder test/ beside train/"  # why, where ``pairs`` has none
+    remarks: list[str] = field(default_factory=list)  # what is left out
+
+
+class _Lacking(UserError):
+    """Images without a folder of masks, or the reverse."""
+
+
+def find_folders(root: Path) -> Layout:
     """``root/train/images``, ``root/images/train`` or ``root/images``, with their masks.
 
+    A test part without masks is none: ``no_test`` says so to who asks for it.
+
     Raises:
-        UserError: there are none, or it is not clear which they are (code 3).
+        UserError: there are none, a part has only one of the two, or it is not clear which they are
+            (code 3).
     """
-    parts = {part: _below(root, names) for part, names in PARTS.items()}
-    found = {part: pair for part, f in parts.items() if f is not None and (pair := _pair(f))}
-    if not found:
-        pair = _pair(root)
-        if pair is None:
-            raise _error(root, "has no folder of images with a folder of masks beside it", _ADVICE)
-        images, masks = pair
-        parts = {part: (_below(images, n), _below(masks, n)) for part, n in PARTS.items()}
-        found = {part: (i, m) for part, (i, m) in parts.items() if i is not None and m is not None}
-        if not found:
-            return {"": pair}
-    if "train" not in found:
-        raise _error(root, f"has {next(iter(found))}/ but no train/", "name a part train")
-    return found
+    parts = {part: f for part, names in PARTS.items() if (f := _below(root, names))}
+    if any(part != "test" and _kinds(f) != ([], []) for part, f in parts.items()):
+        return _parts_of_pairs(root, parts)
+    with suppress(_Lacking):
+        if "test" in parts and _pair(parts["test"]):
+            return _parts_of_pairs(root, parts)
+    pair = _pair(root)
+    if pair is None:
+        raise _error(root, f"has {_NEITHER}", _ADVICE)
+    for part in ("train", "val"):
+        if part in parts and has_images(parts[part]):
+            raise _error(parts[part], f"is beside {pair[0].name}/, and has {_NEITHER}", _ADVICE)
+    return _pair_of_parts(root, pair)
 
 
+_NEITHER = "no folder of images with a folder of masks beside it"
 _ADVICE = (
     f"call them images/ and masks/ (or {', '.join(IMAGES[1:])}; {', '.join(MASKS[1:])}), "
     "in data.root or in its train/, val/ and test/"
 )
 
 
+def _parts_of_pairs(root: Path, parts: dict[str, Path]) -> Layout:
+    """``root/train/images`` with ``root/train/masks``."""
+    pairs, no_test = {}, Layout.no_test
+    for part, folder in parts.items():
+        try:
+            pair = _pair(folder)
+            if pair is None:
+                raise _lacking(folder, f"has {_NEITHER}")
+            pairs[part] = pair
+        except _Lacking as lacking:
+            if part != "test":
+                raise
+            no_test = f"{folder.name}/ {lacking.problem}"
+    beside = [(folder, len(images_below(folder))) for folder in _kinds(root)[0]]
+    return _divided(root, pairs, no_test, beside)
+
+
+def _pair_of_parts(root: Path, pair: Pair) -> Layout:
+    """``root/images/train`` with ``root/masks/train``, or not divided."""
+    pairs, no_test, used = {}, Layout.no_test, set[Path]()
+    for part, names in PARTS.items():
+        there = [folder for above in pair if (folder := _below(above, names))]
+        if len(there) == 2:
+            pairs[part] = there[0], there[1]
+            used.add(there[0])
+        elif there:
+            other = next(above for above in pair if above != there[0].parent)
+            problem = (
+                f"has {there[0].parent.name}/{there[0].name}/ but no {other.name}/{there[0].name}/"
+            )
+            if part != "test":
+                raise _error(root, problem, "add the folder, or move the other away")
+            no_test = problem
+            used.add(there[0])
+    if not pairs:
+        return Layout({"": pair})
+    return _divided(root, pairs, no_test, [(pair[0], _loose(pair[0], used))])
+
+
+def _divided(
+    root: Path, pairs: dict[str, Pair], no_test: str, beside: list[tuple[Path, int]]
+) -> Layout:
+    if "train" not in pairs:
+        raise _error(root, f"has {next(iter(pairs))}/ but no train/", "name a part train")
+    remarks = [
+        f"{count:,} images left out: in {folder.name}/, but in none of its parts"
+        for folder, count in beside
+        if count
+    ]
+    return Layout(pairs, no_test, remarks)
+
+
+def _loose(folder: Path, used: set[Path]) -> int:
+    """Images in a folder and in those of its folders that are not used."""
+    own = [name for name in files_in(folder) if Path(name).suffix.lower() in EXTENSIONS]
+    others = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    return len(own) + sum(len(images_below(path)) for path in others if path not in used)
+
+
 def _below(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    found = [folder / name for name in names if (folder / name).is_dir()]
+    if len(found) > 1:
+        raise _error(folder, f"has {_both(found)}: which of them is {names[0]}?", "rename one")
+    return found[0] if found else None
+
+
+def _kinds(folder: Path) -> tuple[list[Path], list[Path]]:
+    """What can be a folder of images, and what one of masks."""
+    images, masks = (
+        [folder / name for name in names if (folder / name).is_dir()] for names in (IMAGES, MASKS)
+    )
+    return images, masks
+
+
+def _both(paths: list[Path]) -> str:
+    return " and ".join(f"{path.name}/" for path in paths)
 
 
 def _pair(folder: Path) -> Pair | None:
     """The folders of images and of masks in ``folder``; None where neither is there."""
-    images = [folder / name for name in IMAGES if (folder / name).is_dir()]
-    masks = [folder / name for name in MASKS if (folder / name).is_dir()]
+    images, masks = _kinds(folder)
     for found, kind in ((images, "images"), (masks, "masks")):
         if len(found) > 1:
-            both = " and ".join(f"{path.name}/" for path in found)
-            raise _error(folder, f"has {both}: which of them holds the {kind}?", "rename one")
+            problem = f"has {_both(found)}: which of them holds the {kind}?"
+            raise _error(folder, problem, "rename one")
     if not images and not masks:
         return None
     if not images or not masks:
         there, lacking = (masks, "images") if masks else (images, "masks")
-        raise _error(folder, f"has {there[0].name}/ but no folder of {lacking} beside it", _ADVICE)
+        problem = f"has {there[0].name}/ but no folder of {lacking} beside it"
+        raise _lacking(folder, problem)
     return images[0], masks[0]
 
 
@@ -155,3 +247,7 @@ def _class_line(line: str) -> tuple[str, Colour | None]:
 
 def _error(file: Path, problem: str, advice: str) -> UserError:
     return UserError(problem, file=printable(file), advice=advice, code=Exit.DATA)
+
+
+def _lacking(folder: Path, problem: str) -> _Lacking:
+    return _Lacking(problem, file=printable(folder), advice=_ADVICE, code=Exit.DATA)

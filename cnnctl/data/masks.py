@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 from cnnctl.data.base import NoSplit, data_root
+from cnnctl.data.class_folders import images_below
 from cnnctl.data.folder import _IMAGENET, _per_channel
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_file import read_colours, read_mask
-from cnnctl.data.mask_layout import CLASS_LIST, Folders, find_folders, match, read_class_list
+from cnnctl.data.mask_layout import CLASS_LIST, Layout, find_folders, match, read_class_list
 from cnnctl.data.mask_pairs import MaskPairs, Paths, check_share, divide, no_split
 from cnnctl.data.mask_values import Colours, Values
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import IGNORE
 
-_LOOKED_AT = 8  # masks that are tested for being 0 and 255 only
+_LOOKED_AT = 256  # masks at most, while they are of 0 and 255 only
 
 
 class Masks(MaskPairs):
     """Images of any size with a class for each pixel.
 
-    A mask is a PNG (or BMP, GIF, TIFF) of the same name: a palette or grey one holds the numbers of
+    A mask is a PNG (or BMP, TIFF) of the same name: a palette or grey one holds the numbers of
     the classes; one of colours needs a class list with colours. With ``train/`` alone, ``val`` is
     held out of it, and there is no test.
 
@@ -41,7 +42,7 @@ class Masks(MaskPairs):
             ``classes.txt`` in ``root``, a line each: ``name`` or ``name red green blue``. Class 0
             is the background, where there is one.
         values: the number in a mask that stands for each class ([0, 255] for black and white);
-            None: 0 to K-1.
+            None: 0 to K-1, and masks of nothing but 0 and ``void`` = 255 are refused.
         void: the number that stands for no class; None, or 255 where ``values`` names it: there is
             none. In a mask of colours it is the class list's ``void`` line.
         mask_suffix: what a mask's name has behind its image's (``_mask``).
@@ -80,13 +81,14 @@ class Masks(MaskPairs):
         self.std = _per_channel("std", std, _IMAGENET[channels][1])
         self.root = self._existing(root)
         self._table = self._read_classes(classes, values, void)
-        folders = find_folders(self.root)
+        layout = find_folders(self.root)
+        self._remarks = layout.remarks if split == "train" else []
         shares = {"val": validation, "test": test}
-        pairs = _samples(self.root, folders, split, shares, mask_suffix)
+        pairs = _samples(self.root, layout, split, shares, mask_suffix)
         self.images = Paths(self.root, ((image, _size(image)) for image, _ in pairs))
         self.masks = Paths(self.root, ((mask, _size(mask)) for _, mask in pairs))
         if values is None and void == IGNORE and isinstance(self._table, Values):
-            self._refuse_black_and_white()
+            self._refuse_black_and_white(layout)
 
     def _read_classes(
         self, classes: tuple[str, ...] | None, values: tuple[int, ...] | None, void: int | None
@@ -129,22 +131,33 @@ class Masks(MaskPairs):
             return f"correct the mask, or the colours in {CLASS_LIST}"
         return "correct the mask, or name every class: data.classes, data.values, data.void"
 
-    def _refuse_black_and_white(self) -> None:
-        """Masks of 0 and 255 alone mean two classes, not one class and void."""
-        chosen = torch.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).round().long()
+    def _refuse_black_and_white(self, layout: Layout) -> None:
+        """Masks of 0 and 255 alone, in all of the parts, mean two classes, not one and void."""
+        masks = [mask for _, folder in layout.pairs.values() for mask in images_below(folder)]
+        chosen = torch.linspace(0, len(masks) - 1, min(len(masks), _LOOKED_AT)).round().long()
         seen = set[int]()
         for index in chosen.tolist():
             try:
-                seen |= set(self.mask(index).unique().tolist())
+                seen |= set(self.classes_in(str(masks[index])).unique().tolist())
             except UserError:
-                return  # it is said when the sample is reached, with the file's name
+                continue  # it is said when the sample is reached, with the file's name
+            except ValueError:
+                return
+            if not seen <= {0, IGNORE}:
+                return
         if len(self.classes) > 1 and seen == {0, IGNORE}:
+            count = len(self.classes)
+            own = ",".join(map(str, range(count))) if count < 5 else f"0,1,...,{count - 1}"
             raise UserError(
                 f"the masks hold nothing but 0 and {IGNORE}, and {IGNORE} is void",
-                file=printable(self.masks[0]),
-                advice=f"where {IGNORE} is a class: data.values=[0,{IGNORE}]",
+                file=printable(masks[0]),
+                advice=f"where {IGNORE} is a class: data.values=[0,{IGNORE}]; where it is void: "
+                f"data.values=[{own}]",
                 code=Exit.DATA,
             )
+
+    def remarks(self) -> list[str]:
+        return self._remarks
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(super().fingerprint().encode())
@@ -184,9 +197,10 @@ class Masks(MaskPairs):
 
 
 def _samples(
-    root: Path, folders: Folders, split: str, shares: dict[str, float], suffix: str
+    root: Path, layout: Layout, split: str, shares: dict[str, float], suffix: str
 ) -> list[tuple[Path, Path]]:
     """The images and masks of ``split``: of its own folders, or a share of others'."""
+    folders = layout.pairs
     if "" in folders:
         return _part(root, match(folders[""], suffix), split, shares)
     if split == "train" or (split == "val" and "val" not in folders):
@@ -194,7 +208,7 @@ def _samples(
         return _part(root, match(folders["train"], suffix), split, held)
     if split not in folders:
         raise NoSplit(
-            "has no folder test/ beside train/, so there is no test split",
+            f"{layout.no_test}, so there is no test split",
             file=printable(root),
             code=Exit.DATA,
         )

@@ -22,6 +22,7 @@ from cnnctl.errors import Exit, UserError
 
 _LISTS = "ImageSets/Segmentation"
 _PLACES = ("VOCdevkit/VOC{}", "VOC{}", "TrainVal/VOCdevkit/VOC{}")  # the last as 2011 unpacks
+_YEARS = range(2007, 2013)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class VOC(MaskPairs):
             test split.
         validation: share of ``train_list`` held out where there is no ``val_list``; 0 is none.
         sbd: a folder of further training masks, absolute or within VOC<year>: PNGs as in
-            SegmentationClassAug, or SBD's own ``benchmark_RELEASE`` (Hariharan et al. 2011).
+            SegmentationClassAug, or SBD's own ``benchmark_RELEASE`` (Hariharan et al. 2011). An
+            image of any year's ``val`` list below ``root``, used or not, stays out.
 
     Raises:
         UserError: files are absent, a list is empty or names a missing file, the split is empty.
@@ -91,7 +93,7 @@ class VOC(MaskPairs):
             )
         if split == "val" and val_list is None and not validation:
             raise no_split("val", "validation")
-        folders = self._folders(root, years, train_list)
+        folders, home = self._folders(root, years, train_list), data_root(root)
         self._remarks: list[str] = []
         parts = {part: _united(folders, name) for part, name in lists.items() if name is not None}
         self._separate(parts)
@@ -107,8 +109,9 @@ class VOC(MaskPairs):
             for part, positions in divide(len(samples), {"val": validation}, folders[0]).items():
                 parts[part] = dict(samples[i] for i in positions)
         if sbd is not None:
-            self._add_sbd(parts["train"], sbd, folders, set().union(*parts.values()))
-        chosen, home = parts[split].values(), data_root(root)
+            known = set().union(*parts.values(), _official_val(home))
+            self._add_sbd(parts["train"], sbd, folders, known)
+        chosen = parts[split].values()
         self.images = Paths(home, ((s.image, s.sizes[0]) for s in chosen))
         self.masks = Paths(home, ((s.mask, s.sizes[1]) for s in chosen))
 
@@ -125,18 +128,14 @@ class VOC(MaskPairs):
     def _add_sbd(
         self, train: dict[str, _Sample], sbd: str, folders: list[Path], known: set[str]
     ) -> None:
-        """Put SBD's images into ``train`` that no official list in use names."""
+        """Put SBD's images into ``train``, but those that are known."""
         folder = next((f / sbd for f in folders if (f / sbd).is_dir()), Path(sbd).expanduser())
         found = sbd_files(folder)
-        never = set[str]()  # the official val list stays out, whether or not it is used
-        for voc in folders:
-            if (voc / _LISTS / "val.txt").is_file():
-                never |= {_one_name(voc, name) for name in _read_list(voc / _LISTS / "val.txt")}
         images = {Path(name).stem: (voc, size) for voc in folders[::-1] for name, size in
                   files_in(voc / "JPEGImages").items()}  # fmt: skip
         lacking = 0
         for name, (mask, size) in sorted(found.items()):
-            if name in known or name in never:
+            if name in known:
                 continue
             if name in images:
                 voc, image_size = images[name]
@@ -172,8 +171,7 @@ class VOC(MaskPairs):
     @classmethod
     def missing(cls, root: str | None) -> list[str]:
         home = data_root(root)
-        years = range(2007, 2013)
-        if any((home / p.format(year) / _LISTS).is_dir() for p in _PLACES for year in years):
+        if any((home / p.format(year) / _LISTS).is_dir() for p in _PLACES for year in _YEARS):
             return []
         parts = (_LISTS, "JPEGImages", "SegmentationClass")
         return [f"VOCdevkit/VOC2012/{part}" for part in parts]
@@ -194,6 +192,13 @@ class VOC(MaskPairs):
             files=[(source["filename"], source["md5"])],
         )
         return f"data={cls.option()} is in {folder / 'VOCdevkit/VOC2012'}"
+
+
+def _official_val(home: Path) -> set[str]:
+    """What the val lists of all years name: papers report on it, so it is never trained on."""
+    places = [home / place.format(year) for place in _PLACES for year in _YEARS]
+    lists = [(voc, voc / _LISTS / "val.txt") for voc in places]
+    return {_one_name(v, name) for v, file in lists if file.is_file() for name in _read_list(file)}
 
 
 def _united(folders: list[Path], name: str) -> dict[str, _Sample]:

@@ -90,6 +90,76 @@ def test_train_alone(tmp_path):
         Masks("val", str(tmp_path), classes=CLASSES, validation=0.0)
 
 
+@pytest.mark.parametrize(
+    ("folders", "file", "words"),
+    [
+        (["images/val"], "", "has images/val/ but no masks/val/"),
+        (["masks/valid"], "", "has masks/valid/ but no images/valid/"),
+        (["val/rgb", "val/gt"], "val", "is beside images/, and has no folder of images with"),
+    ],
+)
+def test_a_part_that_lacks_its_images_or_masks_is_not_made_of_train(tmp_path, folders, file, words):
+    fill(tmp_path / "images/train", tmp_path / "masks/train", 4)
+    for folder in folders:
+        fill(tmp_path / folder, tmp_path / "elsewhere", 2)
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=words) as caught:
+            Masks(split, str(tmp_path), CLASSES)
+        assert caught.value.file == str(tmp_path / file)
+        assert not isinstance(caught.value, NoSplit)
+
+
+def test_the_same_in_a_folder_for_each_part(tmp_path):
+    fill(tmp_path / "train/images", tmp_path / "train/masks", 4)
+    fill(tmp_path / "val/rgb", tmp_path / "val/gt", 2)
+    with pytest.raises(UserError, match="has no folder of images with a folder of mas") as caught:
+        Masks("train", str(tmp_path), CLASSES)
+    assert caught.value.file == str(tmp_path / "val")
+    (tmp_path / "val/rgb").rename(tmp_path / "val/images")
+    with pytest.raises(UserError, match="has images/ but no folder of masks beside it") as caught:
+        Masks("train", str(tmp_path), CLASSES)
+    assert caught.value.file == str(tmp_path / "val")
+    (tmp_path / "val/gt").rename(tmp_path / "val/masks")
+    assert len(Masks("val", str(tmp_path), CLASSES)) == 2
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(UserError, match="has val/ and valid/: which of them is val"):
+        Masks("train", str(tmp_path), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kept", "words"),
+    [
+        ("{part}/{kind}", "images", "test/ has images/ but no folder of masks beside it, so there"),
+        ("{part}/{kind}", "other", "test/ has no folder of images with a folder of masks beside"),
+        ("{kind}/{part}", "images", "has images/test/ but no masks/test/, so there is no test"),
+        ("{kind}/{part}", "masks", "has masks/test/ but no images/test/, so there is no test"),
+    ],
+)
+def test_a_test_part_without_masks_is_none_and_stops_nothing_else(tmp_path, layout, kept, words):
+    for part in ("train", "val"):
+        fill(*(tmp_path / layout.format(part=part, kind=k) for k in ("images", "masks")), count=3)
+    fill(tmp_path / layout.format(part="test", kind=kept), tmp_path / "elsewhere")
+    assert [len(Masks(split, str(tmp_path), CLASSES)) for split in ("train", "val")] == [3, 3]
+    with pytest.raises(NoSplit, match=words):
+        Masks("test", str(tmp_path), CLASSES)
+
+
+def test_unlabelled_test_images_beside_images_that_are_not_divided(root):
+    fill(root / "test/images", root / "elsewhere", 2)
+    assert [len(Masks(split, str(root))) for split in ("train", "val", "test")] == [8, 1, 1]
+
+
+def test_images_beside_the_parts_are_counted(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "masks/train", 4)
+    assert Masks("train", str(tmp_path), CLASSES).remarks() == []
+    fill(tmp_path / "images", tmp_path / "masks", 3)
+    fill(tmp_path / "images/more", tmp_path / "masks/more", 2)
+    data = Masks("train", str(tmp_path), CLASSES)
+    assert data.remarks() == ["5 images left out: in images/, but in none of its parts"]
+    assert Masks("val", str(tmp_path), CLASSES).remarks() == []
+    assert len(data) == 3
+
+
 def test_sub_folders_and_suffixes(tmp_path):
     for part in ("a", "b"):
         fill(tmp_path / "images" / part, tmp_path / "masks" / part, 2, suffix="_mask")
@@ -125,8 +195,24 @@ def test_black_and_white(tmp_path):
     with pytest.raises(UserError, match="nothing but 0 and 255, and 255 is void") as caught:
         Masks("train", str(tmp_path), two)
     assert "data.values=[0,255]" in (caught.value.advice or "")
+    assert "data.values=[0,1]" in (caught.value.advice or "")
     explicit = Masks("train", str(tmp_path), two, values=(0, 1), validation=0, test=0)
     assert explicit[3][1]["mask"].flatten().tolist() == [255] * 3 + [0] * 17
+
+
+def test_background_and_void_alone_in_one_split_are_no_black_and_white(tmp_path):
+    fill(tmp_path / "train/images", tmp_path / "train/masks", 30, values=(0, 255))
+    fill(tmp_path / "val/images", tmp_path / "val/masks", 2, values=(0, 255))
+    with pytest.raises(UserError, match="nothing but 0 and 255") as caught:
+        Masks("val", str(tmp_path), CLASSES)
+    assert "data.values=[0,1,2]" in (caught.value.advice or "")
+    (tmp_path / "val/masks/00.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="nothing but 0 and 255"):
+        Masks("train", str(tmp_path), CLASSES)
+    write_mask(tmp_path / "train/masks/13.png", torch.ones(4, 5, dtype=torch.uint8))
+    val = Masks("val", str(tmp_path), CLASSES)
+    assert val[1][1]["mask"].unique().tolist() == [0, 255]
+    assert len(Masks("train", str(tmp_path), CLASSES)) == 30
 
 
 def test_colours(tmp_path):

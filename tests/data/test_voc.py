@@ -145,6 +145,20 @@ def test_sbd_adds_training_images_but_none_of_a_list(voc, tmp_path):
     assert splits(tmp_path, sbd="SegmentationClassAug")["val"] == splits(tmp_path)["val"]
 
 
+def test_sbd_adds_nothing_of_the_val_lists_of_years_not_in_use(voc, tmp_path):
+    other = devkit(tmp_path, 2011, val=["2011_000007"])
+    (tmp_path / "TrainVal/VOCdevkit").mkdir(parents=True)
+    other.rename(tmp_path / "TrainVal/VOCdevkit/VOC2011")
+    devkit(tmp_path, 2007, val=["000032"])
+    folder = voc / "SegmentationClassAug"
+    folder.mkdir()
+    for name in ("2011_000007", "2007_000032", "2010_000001"):
+        write_mask(folder / f"{name}.png", torch.zeros(4, 6, dtype=torch.uint8))
+        Image.new("RGB", (6, 4)).save(voc / f"JPEGImages/{name}.jpg")
+    data = VOC("train", str(tmp_path), sbd="SegmentationClassAug", validation=0.0)
+    assert names(data) == [*TRAIN, "2010_000001"]
+
+
 def test_sbds_own_files(voc, tmp_path):
     place = tmp_path / "benchmark_RELEASE/dataset/cls"
     place.mkdir(parents=True)
