@@ -32,15 +32,9 @@ from cnnctl.commands import train  # noqa: F401
 from cnnctl.engine.checkpoint import FRESH, Checkpoints
 from cnnctl.errors import UserError
 
-RUN = (
-    "model=mlp",
-    "model.widths=[2000,1000]",
-    "model.batch_norm=true",
-    "model.dropout=0.2",
-    "augmentation=mixup",
+ALWAYS = (
     "trainer.ema=0.9",
     "trainer.steps=45",
-    "trainer.batch_size=64",
     "trainer.save_every=2",
     "trainer.evaluate_every_steps=7",
     "trainer.log_every=2",
@@ -49,6 +43,17 @@ RUN = (
     "trainer.tensorboard=false",
     "trainer.test=false",
 )
+RUNS = {
+    "classify": (
+        *("model=mlp", "model.widths=[2000,1000]", "model.batch_norm=true", "model.dropout=0.2"),
+        *("augmentation=mixup", "trainer.batch_size=64", *ALWAYS),
+    ),
+    "segment": (
+        *("task=segment", "model=unet", "model.width=32", "model.depth=4", "model.dropout=0.2"),
+        *("data.size=32", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.train_images=200"),
+        *("data.val_images=20", "augmentation=elastic", "trainer.batch_size=8", *ALWAYS),
+    ),
+}
 
 
 @dataclass
@@ -137,22 +142,28 @@ def begun(run: Path) -> bool:
 
 
 def harness(
-    kills: int, seed: int, folder: Path, *, in_place: bool = False, most: int = 0
+    kills: int,
+    seed: int,
+    folder: Path,
+    *,
+    task: str = "classify",
+    in_place: bool = False,
+    most: int = 0,
 ) -> Outcome:
-    """Spend ``kills`` on runs of ``RUN`` under ``folder``, and up to ``most`` until it shows.
+    """Spend ``kills`` on a task's runs under ``folder``, and up to ``most`` until it shows.
 
     What must show is a kill within a write, and in place a run that is not what it should be.
     """
     generator, outcome, log = random.Random(seed), Outcome(), folder / "log.txt"
     reference = folder / "reference"
     began = time.monotonic()
-    if finish(("train", f"hydra.run.dir={reference}", *RUN), log, in_place=False):
+    if finish(("train", f"hydra.run.dir={reference}", *RUNS[task]), log, in_place=False):
         raise RuntimeError(log.read_text())
     whole = time.monotonic() - began  # seconds
     while outcome.kills < kills or (outcome.kills < most and not outcome.shows(in_place)):
         goal = max(kills, outcome.kills + 1)
         run = folder / f"run-{outcome.kills}"
-        command: tuple[str, ...] = ("train", f"hydra.run.dir={run}", *RUN)
+        command: tuple[str, ...] = ("train", f"hydra.run.dir={run}", *RUNS[task])
         code = None
         while code is None and outcome.kills < goal:
             after = generator.uniform(0.1, 0.6) * whole
@@ -163,7 +174,7 @@ def harness(
                 if not begun(run):
                     outcome.before_the_first += 1
                     run = folder / f"run-{outcome.kills}"
-                    command = ("train", f"hydra.run.dir={run}", *RUN)
+                    command = ("train", f"hydra.run.dir={run}", *RUNS[task])
                 else:
                     command = ("train", f"resume={run}")
         if code is None:
@@ -194,12 +205,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--task", choices=RUNS, default="classify")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--in-place", action="store_true", help="the negative control")
     given = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = harness(given.kills, given.seed, Path(folder), in_place=given.in_place)
+        where = Path(folder)
+        outcome = harness(given.kills, given.seed, where, task=given.task, in_place=given.in_place)
     print(outcome.report())
     print(f"{time.monotonic() - began:.0f} s")
     sys.exit(bool(outcome.different or outcome.lost))

@@ -100,6 +100,31 @@ def test_scores_are_those_of_one_process_to_the_last_digit(runs, command):
     assert by_one["images"] == json.loads(by_two)["images"] == 360
 
 
+def test_two_processes_segment_as_one(tmp_path, mask_folder, tiny, command):
+    """Images of many sizes. No batch norm, whose statistics would be those of half a batch, and no
+    Dice or class weights, whose quotients are not means over images either."""
+    settings = [text for text in tiny if not text.startswith(("model", "trainer.test"))]
+    settings += ["task=segment", "model=unet", "model.width=4", "model.depth=2", "model.norm=false"]
+    settings += ["data=masks", f"data.root={mask_folder}", "data.channels=1", "trainer.steps=8"]
+    settings += ["augmentation.size=24", "augmentation.scale=[1,1]", "trainer.test=true"]
+    settings += ["optimizer=sgd", "task.dice=0", "task.class_weights=none"]
+    settings = [
+        text for text in settings if text not in ("trainer.steps=20", "trainer.batch_size=64")
+    ]
+    two = start("train", "hydra.run.dir=two", *settings, "trainer.devices=2", cwd=tmp_path)
+    assert command("train", f"hydra.run.dir={tmp_path / 'one'}", *settings) == 0
+    code, _, err = ended(two)
+    assert (code, err) == (0, ""), err
+    weights = [checkpoint.read(tmp_path / name / "last.pt")["model"] for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
+    by_two = json.loads((tmp_path / "two" / "eval-test.json").read_text())
+    assert command("eval", f"checkpoint={tmp_path / 'two' / 'best.pt'}") == 0
+    again = json.loads((tmp_path / "two" / "eval-test.json").read_text())
+    assert again["confusion"] == by_two["confusion"]
+    assert sum(map(sum, again["confusion"])) == again["labelled_pixels"] > 0
+
+
 def test_a_resume_needs_as_many_processes(runs, command, capsys):
     assert command("train", f"resume={runs / 'two'}", "trainer.devices=1", "trainer.steps=40") == 4
     assert "trainer.devices: 2 -> 1" in capsys.readouterr().err

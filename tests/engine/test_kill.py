@@ -7,10 +7,11 @@ import pytest
 
 
 @pytest.mark.slow
-def test_killed_24_times_the_runs_end_the_same(tmp_path):
-    outcome = kill_harness.harness(24, seed=0, folder=tmp_path, most=240)
+@pytest.mark.parametrize(("task", "kills"), [("classify", 24), ("segment", 6)])
+def test_killed_again_and_again_the_runs_end_the_same(task, kills, tmp_path):
+    outcome = kill_harness.harness(kills, seed=0, folder=tmp_path, task=task, most=10 * kills)
     print(outcome.report())
-    assert outcome.kills >= 24
+    assert outcome.kills >= kills
     assert outcome.in_a_write >= 1
     assert outcome.equal >= 1
     assert outcome.different == []
