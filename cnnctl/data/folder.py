@@ -16,21 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnctl.data.base import Dataset, NoSplit, data_root, stratified_split
+from cnnctl.data.base import NoSplit, stratified_split
 from cnnctl.data.class_folders import ClassFolders, has_folders, has_images, scan
 from cnnctl.data.image_file import printable, read_image
+from cnnctl.data.own_folder import IMAGENET, OwnFolder, per_channel
 from cnnctl.errors import Exit, UserError
 
-# torchvision's figures for ImageNet; grey is their mean over the channels.
-_IMAGENET = {
-    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    1: ((0.449,), (0.226,)),
-}
 _NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _BROKEN_AT_LEAST, _BROKEN_SHARE = 10, 0.01  # more broken files than both are not skipped
 
 
-class Folder(Dataset):
+class Folder(OwnFolder):
     """Images of any size, decoded when they are asked for.
 
     Hidden files and folders, other extensions and link loops are left out and counted
@@ -53,8 +49,6 @@ class Folder(Dataset):
             training image, or (``skip_broken``) too many broken files.
     """
 
-    shared_root = False
-
     def __init__(
         self,
         split: Literal["train", "val", "test"],
@@ -70,9 +64,9 @@ class Folder(Dataset):
         _check_shares(validation, test)
         self.channels = channels
         self.mirror = mirror
-        self.mean = _per_channel("mean", mean, _IMAGENET[channels][0])
-        self.std = _per_channel("std", std, _IMAGENET[channels][1])
-        self.root = self._existing(root)
+        self.mean = per_channel("mean", mean, IMAGENET[channels][0])
+        self.std = per_channel("std", std, IMAGENET[channels][1])
+        self.root = self.existing(root, "a sub-folder for each class")
         files, chosen = _find(self.root, split, validation, test)
         self.classes = tuple(files.classes)
         self.ignored = files.ignored
@@ -150,33 +144,8 @@ class Folder(Dataset):
         return None
 
     @classmethod
-    def home(cls, root: str | None) -> Path | None:
-        return None if root is None else data_root(root)
-
-    @classmethod
-    def missing(cls, root: str | None) -> list[str]:
-        home = cls.home(root)
-        return [] if home is not None and home.is_dir() else ["data.root=<your folder>"]
-
-    @classmethod
     def fetch(cls, root: str | None) -> str:
         return "nothing to fetch: data=folder is your own, one sub-folder a class at data.root"
-
-    @classmethod
-    def _existing(cls, root: str | None) -> Path:
-        home = cls.home(root)
-        if home is None:
-            raise UserError(
-                "data=folder needs the folder that holds a sub-folder for each class",
-                field="data.root",
-                advice="data.root=<your folder>",
-            )
-        if not home.is_dir():
-            what = "is no folder" if home.exists() else "there is no such folder"
-            raise UserError(
-                what, file=printable(home), advice="data.root=<your folder>", code=Exit.DATA
-            )
-        return home
 
 
 def _check_shares(validation: float, test: float) -> None:
@@ -185,20 +154,6 @@ def _check_shares(validation: float, test: float) -> None:
             raise ValueError(f"{name} must be a share in [0, 1), got {share}")
     if validation + test >= 1:
         raise ValueError(f"validation + test must be less than 1, got {validation + test:g}")
-
-
-def _per_channel(
-    name: str, given: tuple[float, ...] | None, default: tuple[float, ...]
-) -> tuple[float, ...]:
-    if given is None:
-        return default
-    if len(given) != len(default):
-        raise ValueError(
-            f"{name} must have {len(default)} numbers, one a channel, got {len(given)}"
-        )
-    if not all(0 <= value <= 1 for value in given) or (name == "std" and 0 in given):
-        raise ValueError(f"{name} is of pixels scaled to 0..1, got {list(given)}")
-    return tuple(given)
 
 
 def _find(root: Path, split: str, validation: float, test: float) -> tuple[ClassFolders, list[int]]:

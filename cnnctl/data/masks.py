@@ -14,21 +14,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cnnctl.data.base import NoSplit, data_root
+from cnnctl.data.base import NoSplit
 from cnnctl.data.class_folders import images_below
-from cnnctl.data.folder import _IMAGENET, _per_channel
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_file import read_colours, read_mask
 from cnnctl.data.mask_layout import CLASS_LIST, Layout, find_folders, match, read_class_list
 from cnnctl.data.mask_pairs import MaskPairs, Paths, check_share, divide, no_split
 from cnnctl.data.mask_values import Colours, Values
+from cnnctl.data.own_folder import IMAGENET, OwnFolder, per_channel
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import IGNORE
 
 _LOOKED_AT = 256  # masks at most, while they are of 0 and 255 only
 
 
-class Masks(MaskPairs):
+class Masks(MaskPairs, OwnFolder):
     """Images of any size with a class for each pixel.
 
     A mask is a PNG (or BMP, TIFF) of the same name: a palette or grey one holds the numbers of
@@ -57,8 +57,6 @@ class Masks(MaskPairs):
             class list, or the masks are not what it says.
     """
 
-    shared_root = False
-
     def __init__(
         self,
         split: Literal["train", "val", "test"],
@@ -77,9 +75,9 @@ class Masks(MaskPairs):
         check_share(validation=validation, test=test)
         self.channels = channels
         self.mirror = mirror
-        self.mean = _per_channel("mean", mean, _IMAGENET[channels][0])
-        self.std = _per_channel("std", std, _IMAGENET[channels][1])
-        self.root = self._existing(root)
+        self.mean = per_channel("mean", mean, IMAGENET[channels][0])
+        self.std = per_channel("std", std, IMAGENET[channels][1])
+        self.root = self.existing(root, "images/ and masks/")
         self._table = self._read_classes(classes, values, void)
         layout = find_folders(self.root)
         self._remarks = layout.remarks if split == "train" else []
@@ -167,33 +165,8 @@ class Masks(MaskPairs):
         return digest.hexdigest()
 
     @classmethod
-    def home(cls, root: str | None) -> Path | None:
-        return None if root is None else data_root(root)
-
-    @classmethod
-    def missing(cls, root: str | None) -> list[str]:
-        home = cls.home(root)
-        return [] if home is not None and home.is_dir() else ["data.root=<your folder>"]
-
-    @classmethod
     def fetch(cls, root: str | None) -> str:
         return "nothing to fetch: data=masks is your own, images/ and masks/ at data.root"
-
-    @classmethod
-    def _existing(cls, root: str | None) -> Path:
-        home = cls.home(root)
-        if home is None:
-            raise UserError(
-                "data=masks needs the folder that holds images/ and masks/",
-                field="data.root",
-                advice="data.root=<your folder>",
-            )
-        if not home.is_dir():
-            what = "is no folder" if home.exists() else "there is no such folder"
-            raise UserError(
-                what, file=printable(home), advice="data.root=<your folder>", code=Exit.DATA
-            )
-        return home
 
 
 def _samples(

@@ -28,8 +28,8 @@ class DeepLabV3(SegmentationModel):
         variant: the backbone.
         auxiliary: train a second head with half the weight, on ResNet's last map but one or on
             MobileNetV3's fourth block, at stride 8.
-        weights: torchvision's of the whole network. For other classes than VOC's, ``classifier.4`` and
-            ``aux_classifier.4`` start at random.
+        weights: torchvision's of the whole network. For other classes than VOC's,
+            ``classifier.4`` and ``aux_classifier.4`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
         classes: their names, by which a published head is known to be theirs.
 

@@ -27,8 +27,8 @@ class FCNResNet(SegmentationModel):
         num_classes: K.
         depth: of the ResNet.
         auxiliary: train a second head on the backbone's last map but one, with half the weight.
-        weights: torchvision's of the whole network. For other classes than VOC's, ``classifier.4`` and
-            ``aux_classifier.4`` start at random.
+        weights: torchvision's of the whole network. For other classes than VOC's,
+            ``classifier.4`` and ``aux_classifier.4`` start at random.
         backbone_weights: torchvision's of the backbone, where ``weights`` is None.
         classes: their names, by which a published head is known to be theirs.
 

@@ -2,9 +2,10 @@
 architecture for image segmentation", arXiv:1511.00561, section 3 and figures 2 and 3.
 
 Differs from the paper: the convolutions have no biases where batch normalisation follows (it takes
-them out again); the last convolution of the decoder names the classes itself; the encoder starts at random, as the decoder does, and not from VGG-16; the image
-is filled up with zeros, below and to the right, to a multiple of 32. The paper's weights of classes
-by median frequency are ``task.class_weights=median``.
+them out again); the decoder's last convolution names the classes itself; the encoder starts at
+random, as the decoder does, and not from VGG-16; the image is filled up with zeros, below and to
+the right, to a multiple of 32. The paper's weights of classes by median frequency are
+``task.class_weights=median``.
 """
 
 from __future__ import annotations
