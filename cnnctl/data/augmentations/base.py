@@ -35,6 +35,9 @@ class Augmentation:
         size: side of the square input; None is the data's own size, 224 where its images differ.
         label_smoothing: probability taken from the true class and spread over all K
             (Szegedy et al., arXiv:1512.00567, section 7); training only.
+        mean: of each channel, of pixels scaled to 0..1: what fills a square around an image whose
+            pixels are all to be named. Normalised it is the zero that convolutions pad with, so
+            the image looks alike with and without it.
     """
 
     mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
@@ -51,6 +54,7 @@ class Augmentation:
         native: tuple[int, int] | None,
         size: int | None = None,
         label_smoothing: float = 0.0,
+        mean: tuple[float, ...] = (0.0,),
     ) -> None:
         if size is not None and size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
@@ -63,6 +67,7 @@ class Augmentation:
         self.size = (size, size) if size else self.native or (UNSIZED, UNSIZED)
         self.eval_size = self.size
         self.label_smoothing = label_smoothing
+        self.around = torch.tensor(mean).mul(255).round().to(torch.uint8)[:, None, None]
 
     def resident(self, pixels: Tensor) -> Tensor:
         """All images of a data set at once, (M, C, h, w) uint8 -> (M, C, *size) uint8.
@@ -126,8 +131,11 @@ class Augmentation:
             return self.sample(image), target
         scaled = self._scaled(image)
         mask = resize_mask(target["mask"][None], (scaled.shape[1], scaled.shape[2]))[0]
-        room = (0, self.size[1] - mask.shape[1], 0, self.size[0] - mask.shape[0])
-        return F.pad(scaled, room), {**target, "mask": F.pad(mask, room, value=IGNORE)}
+        h, w = scaled.shape[-2:]
+        framed = self.around.expand(len(scaled), *self.size).clone()
+        framed[:, :h, :w] = scaled
+        room = (0, self.size[1] - w, 0, self.size[0] - h)
+        return framed, {**target, "mask": F.pad(mask, room, value=IGNORE)}
 
     def joint_eval(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         """One image and its truth for evaluation; a map of pixels stays in original pixels."""

@@ -154,3 +154,27 @@ def test_label_smoothing_is_szegedys(random_pixels, run):
 def test_bad_numbers_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         plain(**options)
+
+
+def test_an_image_to_be_named_whole_is_framed_in_the_mean():
+    """Shrunk to fit, its mask with it; the rest of the square is void and of the mean colour."""
+    pipeline = Augmentation(3, True, None, size=8, mean=(0.2, 0.4, 0.6))
+    image = torch.zeros(3, 16, 8, dtype=torch.uint8)
+    image[:, :8] = 250
+    mask = (image[0] > 0).to(torch.uint8)
+    framed, target = pipeline.joint(image, {"mask": mask})
+    assert framed.shape == (3, 8, 8)
+    assert framed[:, :, 4:].unique(dim=1).unique(dim=2).flatten().tolist() == [51, 102, 153]
+    assert (target["mask"][:, 4:] == 255).all()
+    assert target["mask"][:, :4].tolist() == [[1] * 4] * 4 + [[0] * 4] * 4
+    assert (framed[:, :3, :4] == 250).all()
+    seen, kept = pipeline.joint_eval(image, {"mask": mask})
+    assert seen.shape == (3, 8, 4)
+    assert torch.equal(kept["mask"], mask)
+
+
+def test_own_images_are_magnified_as_those_of_training():
+    pipeline = Augmentation(3, True, (10, 20), size=40)
+    image = torch.zeros(1, 30, 7, dtype=torch.uint8)
+    assert pipeline.own(image, ("mask",)).shape == (1, 120, 14)
+    assert pipeline.own(image, ("label",)).shape == (1, 40, 40)
