@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -103,13 +104,18 @@ def tasks_of() -> Callable[[str], list[str]]:
     """Option of ``model`` -> the tasks that it does, by the class that its target is of."""
     from cnnctl import build, compose
 
+    @functools.cache
+    def task(name: str):
+        return build.task(settings(f"task={name}"))
+
     def settings(*overrides: str):
         return compose.settings(compose.compose("train", list(overrides)))
 
+    @functools.cache
     def tasks_of(model: str) -> list[str]:
         target = build.target(settings(f"model={model}"), "model")
         made = target if isinstance(target, type) else get_type_hints(target)["return"]
-        tasks = {name: build.task(settings(f"task={name}")) for name in compose.groups()["task"]}
+        tasks = {name: task(name) for name in compose.groups()["task"]}
         found = [name for name, task in tasks.items() if issubclass(made, task.model)]
         assert found, f"model={model} does no task"
         return found

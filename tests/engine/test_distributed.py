@@ -100,6 +100,7 @@ def test_scores_are_those_of_one_process_to_the_last_digit(runs, command):
     assert by_one["images"] == json.loads(by_two)["images"] == 360
 
 
+@pytest.mark.slow
 def test_two_processes_segment_as_one(tmp_path, mask_folder, tiny, command):
     """Images of many sizes. No batch norm, whose statistics would be those of half a batch, and no
     Dice or class weights, whose quotients are not means over images either."""
