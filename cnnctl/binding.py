@@ -21,7 +21,6 @@ PARTS = {
     "native",
     "mean",
     "split",
-    "fields",
     "classes",
     "params",
 }

@@ -49,7 +49,7 @@ def dataset(config: DictConfig, split: str) -> Dataset:
     Raises:
         UserError: the data is absent or damaged (code 3), or has no such split.
     """
-    return _build(config, "data", split=split, fields=task(config).fields)
+    return _build(config, "data", split=split)
 
 
 def data_class(config: DictConfig) -> type[Dataset]:

@@ -90,10 +90,10 @@ def classify() -> Task:
 
 def segment(
     cross_entropy: float = 1.0,
-    dice: float = 0.0,
+    dice: float = 1.0,
     focal: float = 0.0,
     gamma: float = 2.0,
-    class_weights: Literal["none", "inverse", "median"] = "none",
+    class_weights: Literal["none", "inverse", "median"] = "median",
     boundary: bool = False,
     flip: bool = False,
     scales: tuple[float, ...] = (1.0,),

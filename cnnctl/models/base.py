@@ -151,7 +151,7 @@ class SegmentationModel(Model):
         groups, masks = list(_alike(images)), []
         total: Losses = {}
         for rows, view, size in groups:
-            if self.testing.is_plain(view):
+            if self.testing.is_plain(view.pixels):
                 outputs = {
                     name: resized(logits, size)
                     for name, logits in self.outputs(view.pixels).items()
@@ -162,18 +162,24 @@ class SegmentationModel(Model):
             _add(total, self._losses(outputs, *_truth(targets, rows, size)), view, images)
         return total, Predictions(mask=_together(masks, groups, images))
 
-    def _losses(self, outputs: dict[str, Tensor], truth: Tensor, weight: Tensor | None) -> Losses:
+    def _losses(
+        self,
+        outputs: dict[str, Tensor],
+        truth: Tensor,
+        weight: Tensor | None,
+        weighted: bool = True,
+    ) -> Losses:
         out = outputs["out"]
         criterion = self.criterion
         if criterion is None:
             from cnnctl.ops.losses import SegmentationLoss
 
             criterion = SegmentationLoss(out.shape[1], {"cross_entropy": 1.0}).to(out.device)
-        losses = dict(criterion(out, truth, weight))
+        losses = dict(criterion(out, truth, weight, weighted))
         for name, share in self.auxiliary.items():
             if name not in outputs:
                 continue
-            named = criterion(outputs[name], truth, weight)
+            named = criterion(outputs[name], truth, weight, weighted)
             losses |= {f"{name}_{term}": share * loss for term, loss in named.items()}
         return losses
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.models.base import GradientStage, Losses, SegmentationModel, Stage
+from cnnctl.ops.borders import mirror_pad, mirrored
 from cnnctl.structures import IGNORE, Batch, Images, Targets
 
 CHUNK = 1 << 24  # numbers in the largest map of the windows that are looked at together
@@ -127,15 +128,9 @@ class SlidingWindow(SegmentationModel):
         """The task's loss of windows (M, C, patch, patch) whose masks are (M, 1, 1)."""
         assert targets.mask is not None
         out = self.classify(images.pixels)
-        if not self.balanced or self.criterion is None:
-            return self._losses({"out": out}, targets.mask, targets.pixel_weight)
-        # The windows were drawn so that classes are as frequent as one another.
-        weight = self.criterion.weight.clone()
-        try:
-            self.criterion.weight.fill_(1)
-            return self._losses({"out": out}, targets.mask, targets.pixel_weight)
-        finally:
-            self.criterion.weight.copy_(weight)
+        # Balanced windows were drawn so that classes are as frequent as one another.
+        weighted = not self.balanced
+        return self._losses({"out": out}, targets.mask, targets.pixel_weight, weighted)
 
     def classify(self, windows: Tensor) -> Tensor:
         """(M, C, patch, patch) -> logits (M, K, 1, 1) of the centres."""
@@ -180,13 +175,7 @@ class SlidingWindow(SegmentationModel):
         reach = self.patch // 2
         if not self.mirrored:
             return F.pad(pixels, (reach,) * 4)
-        if reach < min(pixels.shape[2:]):
-            return F.pad(pixels, (reach,) * 4, mode="reflect")
-        for axis in (2, 3):
-            side = pixels.shape[axis]
-            place = torch.arange(-reach, side + reach, device=pixels.device)
-            pixels = pixels.index_select(axis, mirrored(place, side))
-        return pixels
+        return mirror_pad(pixels, (reach, reach), (reach, reach))
 
     def _cut(self, pixels: Tensor, row: Tensor, y: Tensor, x: Tensor, sides: Tensor) -> Tensor:
         """(M, C, patch, patch): around pixel (y, x) of an image of (h, w) ``sides``, as framed."""
@@ -232,13 +221,3 @@ def drawn(mask: Tensor, count: int, balanced: bool) -> Tensor:
         weight = labelled / pixels.gather(1, classes).clamp(min=1)
     none = ~labelled.any(1, keepdim=True)  # any pixel then, all without a label
     return torch.multinomial(weight + none, count, replacement=True)
-
-
-def mirrored(place: Tensor, side: Tensor | int) -> Tensor:
-    """Positions on a line of ``side`` that goes on as its mirror image, again and again.
-
-    -1 is 1, and ``side`` is ``side - 2``; on a line of one pixel all are 0.
-    """
-    period = torch.as_tensor(2 * (side - 1), device=place.device).clamp(min=1)
-    place = place % period
-    return torch.minimum(place, period - place)

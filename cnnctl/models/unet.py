@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.models.base import SegmentationModel
+from cnnctl.ops.borders import mirror_pad
 from cnnctl.ops.upsampling import MaxUnpool, Transposed, upsampler
 
 _MORE = 4  # valid outputs of every depth have sides of 2^depth n + 4
@@ -100,10 +101,9 @@ class UNet(SegmentationModel):
         step = 1 << self.depth
         side = max(step, tile // step * step)  # every part is pooled where the whole image is
         seen = side + _MORE + 2 * self._margin
-        framed = pixels
-        for axis, length in ((2, h), (3, w)):
-            end = -(-length // side) * side + _MORE + self._margin
-            framed = _mirrored(framed, axis, -self._margin, end)
+        margin = self._margin
+        below, right = (-length % side + _MORE + margin for length in (h, w))
+        framed = mirror_pad(pixels, (margin, margin), (below, right))
         rows = [
             torch.cat(
                 [
@@ -130,11 +130,9 @@ class UNet(SegmentationModel):
         if not self.valid:
             right, below = (-side % step for side in (pixels.shape[3], pixels.shape[2]))
             return F.pad(pixels, (0, right, 0, below))
-        for axis in (2, 3):
-            side = pixels.shape[axis]
-            more = -(side - _MORE) % step
-            pixels = _mirrored(pixels, axis, -self._margin, side + more + self._margin)
-        return pixels
+        margin = self._margin
+        below, right = (-(side - _MORE) % step + margin for side in pixels.shape[2:])
+        return mirror_pad(pixels, (margin, margin), (below, right))
 
     def _paths(self, maps: Tensor) -> Tensor:
         kept: list[Tensor] = []
@@ -204,13 +202,3 @@ def _centre(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """The middle (h, w) of (N, C, H, W); itself where it has that size."""
     top, left = ((have - want) // 2 for have, want in zip(maps.shape[-2:], size, strict=True))
     return maps[..., top : top + size[0], left : left + size[1]]
-
-
-def _mirrored(pixels: Tensor, axis: int, start: int, stop: int) -> Tensor:
-    """Positions start..stop-1 of an image that goes on as its mirror image: -1 is 1."""
-    side = pixels.shape[axis]
-    place = torch.arange(start, stop, device=pixels.device)
-    period = max(2 * (side - 1), 1)
-    place = place % period
-    place = torch.minimum(place, period - place) if side > 1 else place * 0
-    return pixels.index_select(axis, place)

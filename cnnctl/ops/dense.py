@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnctl.structures import Images
-
 Scorer = Callable[[Tensor], Tensor]  # pixels (N, C, H, W) -> logits (N, K, H, W)
 
 
@@ -56,17 +54,17 @@ class DenseTesting:
         words += [f"overlap{self.overlap:g}"] if self.tile and self.overlap != 0.5 else []
         return "+".join(words)
 
-    def is_plain(self, images: Images) -> bool:
+    def is_plain(self, pixels: Tensor) -> bool:
         """Whether these are looked at once and whole."""
         views = self.flip or self.scales != (1.0,)
-        return not views and not (self.tile and self.tile < max(images.pixels.shape[-2:]))
+        return not views and not (self.tile and self.tile < max(pixels.shape[-2:]))
 
     def __call__(self, score: Scorer, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, K, *size): logits of one view, or the probabilities averaged over several.
 
         A scorer that has ``tiles(pixels, tile)`` puts tiles together in its own way.
         """
-        if self.is_plain(Images(pixels, [], [])):
+        if self.is_plain(pixels):
             return resized(score(pixels), size)
         total: Tensor | None = None
         views = len(self.scales) * (2 if self.flip else 1)

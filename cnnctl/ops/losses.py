@@ -53,7 +53,11 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("weight", torch.ones(num_classes))
 
     def forward(
-        self, logits: Tensor, mask: Tensor, pixel_weight: Tensor | None = None
+        self,
+        logits: Tensor,
+        mask: Tensor,
+        pixel_weight: Tensor | None = None,
+        weighted: bool = True,
     ) -> dict[str, Tensor]:
         """Name -> scalar, already multiplied by what the term counts.
 
@@ -61,22 +65,24 @@ class SegmentationLoss(nn.Module):
             logits: (N, K, H, W) in any precision.
             mask: (N, H, W) uint8, 255 = ignore.
             pixel_weight: (N, H, W), of cross-entropy and focal.
+            weighted: use the class weights.
         """
         with torch.autocast(logits.device.type, enabled=False):
             log_p = F.log_softmax(logits.float(), 1)
             truth = mask.long()
             losses = {}
             if "cross_entropy" in self.terms or "focal" in self.terms:
-                losses |= self._pixelwise(log_p, truth, pixel_weight)
+                class_weight = self.weight if weighted else torch.ones_like(self.weight)
+                losses |= self._pixelwise(log_p, truth, pixel_weight, class_weight)
             if "dice" in self.terms:
                 losses["dice"] = dice_loss(log_p.exp(), truth)
             return {name: share * losses[name] for name, share in self.terms.items()}
 
     def _pixelwise(
-        self, log_p: Tensor, truth: Tensor, pixel_weight: Tensor | None
+        self, log_p: Tensor, truth: Tensor, pixel_weight: Tensor | None, class_weight: Tensor
     ) -> dict[str, Tensor]:
         loss = F.nll_loss(log_p, truth, ignore_index=IGNORE, reduction="none")  # (N, H, W)
-        of_value = F.pad(self.weight.float(), (0, IGNORE + 1 - len(self.weight)))  # (256,)
+        of_value = F.pad(class_weight.float(), (0, IGNORE + 1 - len(class_weight)))  # (256,)
         weight = of_value[truth]  # (N, H, W), 0 where ignored
         total = weight.sum()
         total = torch.where(total > 0, total, 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cnnctl.engine.layers import layer_table
 from cnnctl.models.base import GradientStage
-from cnnctl.models.sliding_window import SlidingWindow, drawn, mirrored
+from cnnctl.models.sliding_window import SlidingWindow, drawn
 from cnnctl.structures import Batch, Images, Targets
 
 
@@ -89,14 +89,6 @@ def test_the_papers_network():
     # 16 * 48 + 48, 25 * 48^2 + 48, twice 16 * 48^2 + 48, 9 * 48 * 200 + 200, 200 * 2 + 2
     expected = 816 + 57648 + 2 * 36912 + 86600 + 402
     assert sum(p.numel() for p in model.parameters()) == expected
-
-
-def test_mirrored_positions():
-    place = torch.arange(-5, 9)
-    assert mirrored(place, 4).tolist() == [1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1, 2]
-    assert mirrored(place, 1).tolist() == [0] * 14
-    sides = torch.tensor([[2], [3]])
-    assert mirrored(torch.tensor([[-1, 2], [-1, 3]]), sides).tolist() == [[1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("border", ["mirror", "zero"])

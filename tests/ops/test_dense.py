@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from cnnctl.ops.dense import DenseTesting, resized, tiled
-from cnnctl.structures import Images
 
 
 def pixelwise(pixels: torch.Tensor) -> torch.Tensor:
@@ -26,7 +25,7 @@ def pixels() -> torch.Tensor:
 def test_a_plain_look_is_the_network_itself(pixels):
     testing = DenseTesting()
     assert testing.name == ""
-    assert testing.is_plain(Images(pixels, [], []))
+    assert testing.is_plain(pixels)
     torch.testing.assert_close(testing(pixelwise, pixels, (37, 50)), pixelwise(pixels))
     enlarged = testing(pixelwise, pixels, (74, 100))
     assert enlarged.shape == (2, 3, 74, 100)

@@ -67,7 +67,9 @@ class ScaleCrop(Augmentation):
         colour: float = 0.0,
         eval_side: int | None = None,
     ) -> None:
-        super().__init__(num_classes=num_classes, mirror=mirror, native=native, size=size)
+        super().__init__(
+            num_classes=num_classes, mirror=mirror, native=native, size=size, mean=mean
+        )
         if scale is None:
             scale = (0.5, 2.0) if native is None else (0.75, 1.33)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
@@ -88,7 +90,6 @@ class ScaleCrop(Augmentation):
         self.eval_side = eval_side
         self.eval_size = None if native is None else self.size
         self.bends = degrees > 0  # else a crop's pixels are an upright rectangle
-        self.fill = torch.tensor(mean).mul(255).round().to(torch.uint8)[:, None, None]
 
     # One image, in a worker.
 
@@ -102,9 +103,6 @@ class ScaleCrop(Augmentation):
         factor = self._unit(h, w)
         return resize(image[None], (max(1, round(h * factor)), max(1, round(w * factor))))[0]
 
-    def sample_own(self, image: Tensor) -> Tensor:
-        return self.sample_eval(image)
-
     def joint(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         if self.native is not None:
             maps = {n: resize_mask(target[n][None], self.size)[0] for n in OUTSIDE if n in target}
@@ -115,7 +113,7 @@ class ScaleCrop(Augmentation):
             moved["mask"] = mask
         if "pixel_weight" in target:
             moved["pixel_weight"] = view.map(target["pixel_weight"], OUTSIDE["pixel_weight"])
-        return view.image(image, self.fill), moved
+        return view.image(image, self.around), moved
 
     def joint_eval(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         return self.sample_eval(image), target
@@ -180,7 +178,7 @@ class ScaleCrop(Augmentation):
     def batch(self, images: Images, targets: Targets, draw: Draw) -> tuple[Images, Targets]:
         if self.native is not None:
             points = self._seen(targets.mask, draw.uniform)
-            images.pixels = warp(images.pixels, points, self.fill)
+            images.pixels = warp(images.pixels, points, self.around)
             for name, outside in OUTSIDE.items():
                 if (values := getattr(targets, name)) is not None:
                     setattr(targets, name, warp_map(values, points, outside))

@@ -335,13 +335,13 @@ def test_evaluation_keeps_the_resolution_and_the_mask():
     seen, target = made.joint_eval(image, {"mask": mask, "original": (90, 121)})
     assert torch.equal(seen, image)
     assert target["mask"] is mask
-    assert torch.equal(made.sample_own(image), image)
+    assert torch.equal(made.own(image, ("mask",)), image)
     assert made.eval_size is None
     smaller, target = pipeline(eval_side=60).joint_eval(image, {"mask": mask})
     assert torch.equal(smaller, vision.resize(image, [45, 60], antialias=True))
     assert target["mask"] is mask
-    assert pipeline(eval_side=60).sample_own(image.mT).shape == (3, 60, 45)
-    assert pipeline(eval_side=7).sample_own(image[:, :1]).shape == (3, 1, 7)
+    assert pipeline(eval_side=60).own(image.mT, ("mask",)).shape == (3, 60, 45)
+    assert pipeline(eval_side=7).own(image[:, :1], ("mask",)).shape == (3, 1, 7)
 
 
 def test_images_of_one_size_are_only_resized_before_the_device():
