@@ -5,8 +5,9 @@ segmentation with deep convolutional nets and fully connected CRFs", arXiv:1412.
 Differs from the paper: without the CRF; its steps of the rate, and the tenfold rate of the last
 layer, are left to the experiment. Poolings are 3x3, as in the released model, whose additional
 average pooling after the fifth is left out. The loss is taken at full resolution after the bilinear
-upsampling, not on labels shrunk by 8. fc6 and fc7 start from every fourth filter of VGG's own and every third of their 7x7 taps where published
-weights are loaded; the paper subsamples them in space and says little of the filters.
+upsampling, not on labels shrunk by 8. fc6 and fc7 start from every fourth filter of VGG's own and
+every third of their 7x7 taps where published weights are loaded; the paper subsamples them in space
+and says little of the filters.
 """
 
 from __future__ import annotations
