@@ -134,16 +134,12 @@ def _prepare(
     model = build.model(config, train, augmentation.size)
     described = _describe(request, train, val, machine, processes)
     state = _resumed_state(request, described, processes)
-    if state is None and config.init_from is not None:
-        _initialise(model, config.init_from, console)
     if state is None:
+        if config.init_from is not None:
+            _initialise(model, config.init_from, console)
         learnt = processes.from_first(task.learn(train) if processes.first else None)
         model.load_state_dict(learnt, strict=False)
-    machine.place(model)
-    if trainer.sync_batchnorm:
-        model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
-    if trainer.compile:
-        model.compile()
+    model = _placed(model, trainer, machine)
     journal = Journal(
         console,
         lambda batch: task.draw_batch(batch, train),
@@ -168,6 +164,16 @@ def _prepare(
         stop=stop,
         resumed=state,
     )
+
+
+def _placed(model: Model, trainer: Trainer, machine: Machine) -> Model:
+    """The model on its device, as it is trained there."""
+    machine.place(model)
+    if trainer.sync_batchnorm:
+        model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    if trainer.compile:
+        model.compile()
+    return model
 
 
 def _open(request: Request, config: DictConfig, loop: Loop, directory: Path) -> None:
