@@ -24,7 +24,7 @@ from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import UserError, nearest
 from cnnctl.models.base import Model
-from cnnctl.tasks import Task
+from cnnctl.tasks.base import Task
 
 # Where the target of each group may come from, and what it must be or return.
 _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {

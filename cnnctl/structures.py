@@ -1,19 +1,21 @@
 """What flows through a run: images, targets, predictions, batches.
 
 Shapes use the same letters everywhere: N images, K classes, C channels, H x W pixels, R truth
-boxes, P proposals. Boxes are xyxy in absolute pixels. Labels are 0..K-1, with 255 = ignore.
-A batch is held in columns (one tensor for all labels), so that a step over small images costs no
+boxes, D detections, P proposals. Boxes are xyxy in absolute pixels, the right and lower side
+exclusive. Labels are 0..K-1, with 255 = ignore. A batch is held in columns (one tensor for all
+labels; boxes padded to the largest number of an image), so that a step over small images costs no
 Python per image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = 255
 
@@ -38,9 +40,11 @@ class Targets:
     label: Tensor | None = None  # (N,) int64, or (N, K) float where labels are soft
     mask: Tensor | None = None  # (N, H, W) uint8 class of each pixel, 255 = ignore
     pixel_weight: Tensor | None = None  # (N, H, W) float, of each pixel's loss
-    boxes: list[Tensor] = field(default_factory=list)  # N x (R, 4)
-    labels: list[Tensor] = field(default_factory=list)  # N x (R,)
-    masks: list[Tensor] = field(default_factory=list)  # N x (R, H, W)
+    boxes: Tensor | None = None  # (N, R, 4) in original pixels, 0 where an image has fewer
+    labels: Tensor | None = None  # (N, R) int64 class of each box, -1 where there is none
+    crowd: Tensor | None = None  # (N, R) bool: a group that is not told apart (COCO)
+    difficult: Tensor | None = None  # (N, R) bool: neither demanded nor penalised (VOC)
+    area: Tensor | None = None  # (N, R) original pixels of the object, not of its box
 
 
 @dataclass
@@ -49,6 +53,9 @@ class Predictions:
 
     log_probs: Tensor | None = None  # (N, K) log of the class probabilities
     mask: Tensor | None = None  # (N, H, W) uint8 class of each original pixel, 255 beyond an image
+    boxes: Tensor | None = None  # (N, D, 4) in original pixels, the most likely first
+    scores: Tensor | None = None  # (N, D) 0..1
+    labels: Tensor | None = None  # (N, D) int64 class of each box, -1 where an image has fewer
 
     def rows(self, chosen: slice) -> Predictions:
         """A copy of some rows, which does not hold on to the rest."""
@@ -90,7 +97,7 @@ class Batch:
 
 
 def _columns(record: Any, what: torch.device | slice | str) -> Any:
-    """``record`` with every tensor or list of tensors moved, pinned, copied or sliced."""
+    """``record`` with every tensor moved, pinned, copied or sliced."""
     changed = {}
     for name, column in vars(record).items():
         if column is None:
@@ -99,8 +106,6 @@ def _columns(record: Any, what: torch.device | slice | str) -> Any:
             changed[name] = column[what]
         elif isinstance(column, Tensor):
             changed[name] = _move(column, what)
-        elif column and isinstance(column[0], Tensor):
-            changed[name] = [_move(tensor, what) for tensor in column]
     return replace(record, **changed)
 
 
@@ -114,8 +119,8 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
     """(index, image (C, h, w) uint8, target) of each sample -> a zero-padded batch.
 
     A target's integers and scalars become one column, and so do its maps of pixels (``mask``,
-    ``pixel_weight``); other tensors stay a list, one per image. ``original`` in a target is the
-    (h, w) before any resize.
+    ``pixel_weight``) and what it has of each box, padded. ``original`` in a target is the (h, w)
+    before any resize.
     """
     sizes = [(image.shape[-2], image.shape[-1]) for _, image, _ in samples]
     pixels = _stacked([image for _, image, _ in samples], 0)
@@ -124,8 +129,10 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
         values = [target[name] for _, _, target in samples]
         if name in _OUTSIDE:
             columns[name] = _stacked(values, _OUTSIDE[name])
+        elif name in NO_BOX:
+            columns[name] = pad_sequence(values, batch_first=True, padding_value=NO_BOX[name])
         else:
-            columns[name] = values if isinstance(values[0], Tensor) else torch.tensor(values)
+            columns[name] = torch.tensor(values)
     originals = [
         target.get("original", size) for (*_, target), size in zip(samples, sizes, strict=True)
     ]
@@ -133,6 +140,8 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
     return Batch(Images(pixels, sizes, originals), Targets(image_id, **columns))
 
 
+# What a column of boxes has in the rows that an image does not fill.
+NO_BOX = {"boxes": 0, "labels": -1, "crowd": False, "difficult": False, "area": 0}
 _OUTSIDE = {"mask": IGNORE, "pixel_weight": 0}  # what a map has where there is no image
 
 

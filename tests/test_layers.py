@@ -30,8 +30,10 @@ MAY_IMPORT = {
     "models": BASE | {"ops", "backbones", "models.base"},
     "pictures": BASE | {"data", "metrics", "models.base"},
     "mask_pictures": BASE | {"data", "metrics", "models.base", "pictures"},
+    "box_pictures": BASE | {"data", "metrics", "models.base", "pictures"},
     "tasks": BASE
-    | {"data", "metrics", "models", "models.base", "ops", "pictures", "mask_pictures"},
+    | {"data", "metrics", "models", "models.base", "ops", "pictures", "mask_pictures"}
+    | {"box_pictures"},
     "engine": BASE | {"data", "models.base"},
     "compose": {"errors", "binding"},
     "binding": {"errors"},

@@ -14,8 +14,8 @@ def detection_batch() -> Batch:
     """Four images with 0, 1, 2 and 3 boxes."""
     pixels = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 2, 2)
     images = Images(pixels, [(2, 2)] * 4, [(8, k) for k in range(4)])
-    boxes = [torch.full((k, 4), float(k)) for k in range(4)]
-    labels = [torch.full((k,), k) for k in range(4)]
+    labels = torch.tensor([[-1, -1, -1], [1, -1, -1], [2, 2, -1], [3, 3, 3]])
+    boxes = labels.clamp(min=0)[:, :, None].expand(-1, -1, 4).float()
     targets = Targets(torch.arange(4), mask=torch.zeros(4, 2, 2), boxes=boxes, labels=labels)
     return Batch(images, targets)
 
@@ -47,11 +47,31 @@ def test_collate_keeps_the_size_before_a_resize():
     assert collate(samples).images.originals == [(0, 7), (10, 7), (20, 7)]
 
 
-def test_collate_keeps_tensors_of_different_lengths_as_a_list():
-    samples = [(k, image(2, 2, k), {"boxes": torch.ones(k, 4)}) for k in range(3)]
-    batch = collate(samples)
-    assert [len(boxes) for boxes in batch.targets.boxes] == [0, 1, 2]
-    assert batch.targets.label is None
+def test_collate_fills_up_boxes_with_rows_that_are_none():
+    samples = [
+        (
+            k,
+            image(2, 2, k),
+            {
+                "boxes": torch.ones(k, 4),
+                "labels": torch.full((k,), 3),
+                "crowd": torch.ones(k, dtype=torch.bool),
+                "area": torch.full((k,), 2.5),
+            },
+        )
+        for k in range(3)
+    ]
+    targets = collate(samples).targets
+    assert targets.labels is not None
+    assert targets.labels.tolist() == [[-1, -1], [3, -1], [3, 3]]
+    assert targets.boxes is not None
+    assert targets.boxes.shape == (3, 2, 4)
+    assert targets.boxes.sum((1, 2)).tolist() == [0, 4, 8]
+    assert targets.crowd is not None
+    assert targets.crowd.tolist() == [[False, False], [True, False], [True, True]]
+    assert targets.area is not None
+    assert targets.area.tolist() == [[0, 0], [2.5, 0], [2.5, 2.5]]
+    assert targets.label is None
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -62,10 +82,10 @@ def test_split_and_rejoin(parts):
     assert torch.equal(torch.cat([p.images.pixels for p in pieces]), batch.images.pixels)
     assert torch.equal(torch.cat([p.targets.image_id for p in pieces]), batch.targets.image_id)
     assert [size for p in pieces for size in p.images.originals] == batch.images.originals
-    joined = [boxes for piece in pieces for boxes in piece.targets.boxes]
-    assert [len(boxes) for boxes in joined] == [0, 1, 2, 3]
+    labels = torch.cat([p.targets.labels for p in pieces if p.targets.labels is not None])
+    assert (labels >= 0).sum(1).tolist() == [0, 1, 2, 3]
     assert all(piece.targets.label is None for piece in pieces)
-    assert all(piece.targets.masks == [] for piece in pieces)
+    assert all(piece.targets.area is None for piece in pieces)
 
 
 @pytest.mark.parametrize("parts", [3, 5, 8])
@@ -78,7 +98,7 @@ def test_moving_reaches_every_tensor_and_keeps_the_rest():
     batch = detection_batch()
     moved = batch.to(torch.device("meta"))
     tensors = [moved.images.pixels, moved.targets.image_id, moved.targets.mask]
-    tensors += moved.targets.boxes + moved.targets.labels
+    tensors += [moved.targets.boxes, moved.targets.labels]
     assert all(tensor is not None and tensor.device.type == "meta" for tensor in tensors)
     assert moved.images.originals == batch.images.originals
     assert moved.targets.label is None

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from cnnctl import pictures, tasks
+from cnnctl import pictures
 from cnnctl.data.base import ArrayDataset
 from cnnctl.structures import Batch, Images, Predictions, Targets
+from cnnctl.tasks import classify as tasks
 
 CLASSES = ("cat", "dog", "owl")
 TASK = tasks.classify()

@@ -33,7 +33,7 @@ from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
 from cnnctl.structures import IGNORE, Images, Predictions, collate
-from cnnctl.tasks import Description, Task
+from cnnctl.tasks.base import Description, Task
 
 _THREADS = 8  # that read images while the network computes
 _LISTED = 20  # images on the console

@@ -1,0 +1,66 @@
+"""A task is a record: what its targets hold, which models do it, how it is scored and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cnnctl.data.base import Dataset
+from cnnctl.models.base import Model
+from cnnctl.structures import Batch, Predictions
+
+Description = dict[str, Any]
+Palette = Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the trainer and the commands need to know of a task.
+
+    Args:
+        name: as in ``task=``.
+        fields: the columns of ``Targets`` that its data must fill.
+        model: the class its models derive from.
+        evaluator: class names -> an object with update, merge, rows and compute.
+        metrics: those that can choose best.pt -> whether larger is better.
+        best: the one that does unless ``trainer.monitor`` names another.
+        draw_batch: (batch, data) -> named pictures (H, W, 3) uint8 of a training batch.
+        draw_evaluation: (some batches and what was predicted of them, evaluator, model, data)
+            -> named pictures.
+        describe: (predictions, classes, top) -> for each image what ``predict`` says of it, as
+            plain values; a tensor (h, w) uint8 among them is a map of classes, kept as a PNG.
+        annotate: (image (C, h, w) uint8, its description, classes, palette) -> a picture.
+        headline: a description in a few words.
+        table: evaluator -> rows (title, value) that the summary adds to the metrics.
+        prepare: gives a new model what the task decides for it (its loss, how it is tested).
+        learn: what the loss takes from the training data, by its name in the model's state; asked
+            for before the first step only.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    model: type[Model]
+    evaluator: Callable[[Sequence[str]], Any]
+    metrics: dict[str, bool]
+    best: str
+    draw_batch: Callable[[Batch, Dataset], dict[str, Tensor]]
+    draw_evaluation: Callable[
+        [Sequence[tuple[Batch, Predictions]], Any, Model, Dataset], dict[str, Tensor]
+    ]
+    describe: Callable[[Predictions, Sequence[str], int], list[Description]]
+    annotate: Callable[[Tensor, Description, Sequence[str], Palette | None], Tensor]
+    headline: Callable[[Description], str]
+    table: Callable[[Any], list[tuple[str, str]]]
+    prepare: Callable[[Any, Any], None] = lambda model, data: None
+    learn: Callable[[Dataset], dict[str, Tensor]] = lambda data: {}
+
+
+def best_and_worst_class(evaluator: Any) -> list[tuple[str, str]]:
+    ranked = sorted(evaluator.per_class().items(), key=lambda item: item[1])
+    if not ranked:
+        return []
+    (worst, low), (best, high) = ranked[0], ranked[-1]
+    return [("best class", f"{best} {high:.2%}"), ("worst class", f"{worst} {low:.2%}")]
