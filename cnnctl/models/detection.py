@@ -1,0 +1,130 @@
+"""What every detector promises: boxes with classes and scores, in original pixels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnctl.models.base import Losses, Model
+from cnnctl.ops.boxes import Detections, clip
+from cnnctl.structures import Images, Predictions, Targets
+
+
+@dataclass
+class Truth:
+    """What is to be found in N images, in input pixels.
+
+    Args:
+        boxes: (N, R, 4).
+        labels: (N, R) int64, -1 where there is no box.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+
+
+class DetectionModel(Model):
+    """A network from pixels to boxes: subclasses write ``features``, ``losses`` and ``detect``.
+
+    All three are in input pixels; the truth and what is found are in original pixels, and this
+    class maps one to the other. Crowds and difficult boxes are not trained on. In eval mode images
+    of one size go through the network together and no row of a batch depends on another.
+    """
+
+    eval_pixels = 1 << 20
+
+    @abstractmethod
+    def features(self, pixels: Tensor) -> Any:
+        """What ``losses`` and ``detect`` share, of pixels (N, C, H, W), for every H and W."""
+
+    @abstractmethod
+    def losses(self, features: Any, images: Images, truth: Truth) -> Losses:
+        """Named scalar losses, each a mean over the images; 0 and not NaN without any box."""
+
+    @abstractmethod
+    def detect(self, features: Any, images: Images) -> Detections: ...
+
+    def loss(self, images: Images, targets: Targets) -> Losses:
+        if self.training:
+            return self.losses(self.features(images.pixels), images, _truth(images, targets))
+        return self._pass(images, targets, False)[0]
+
+    def predict(self, images: Images) -> Predictions:
+        return self._pass(images, None, True)[1]
+
+    def loss_and_predict(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
+        return self._pass(images, targets, True)
+
+    def _pass(
+        self, images: Images, targets: Targets | None, detect: bool
+    ) -> tuple[Losses, Predictions]:
+        total: Losses = {}
+        truth = _truth(images, targets) if targets is not None else None
+        found: list[tuple[Tensor | slice, Detections]] = []
+        for rows, part in _of_one_size(images):
+            features = self.features(part.pixels)
+            if truth is not None:
+                own = Truth(truth.boxes[rows], truth.labels[rows])
+                for name, loss in self.losses(features, part, own).items():
+                    share = loss * (len(part) / len(images))
+                    total[name] = total[name] + share if name in total else share
+            if detect:
+                found.append((rows, self.detect(features, part)))
+        return total, _in_original_pixels(found, images) if detect else Predictions()
+
+
+def _truth(images: Images, targets: Targets) -> Truth:
+    boxes, labels = targets.boxes, targets.labels
+    assert boxes is not None, "detection needs the column `boxes`"
+    assert labels is not None
+    for column in (targets.crowd, targets.difficult):
+        if column is not None:
+            labels = labels.masked_fill(column, -1)
+    if images.sizes == images.originals:
+        return Truth(boxes, labels)
+    return Truth(boxes * _factors(images.originals, images.sizes, boxes.device), labels)
+
+
+def _factors(
+    before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]], device: torch.device
+) -> Tensor:
+    """(N, 1, 4): what xyxy is multiplied with when images (h, w) become other ones."""
+    ratios = [
+        (w_after / w, h_after / h) for (h, w), (h_after, w_after) in zip(before, after, strict=True)
+    ]
+    return torch.tensor(ratios, device=device).repeat(1, 2)[:, None]
+
+
+def _of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
+    """(rows, those images without padding), for each size there is."""
+    for h, w in dict.fromkeys(images.sizes):
+        if len(set(images.sizes)) == 1:
+            rows: Tensor | slice = slice(None)
+        else:
+            chosen = [row for row, size in enumerate(images.sizes) if size == (h, w)]
+            rows = torch.tensor(chosen, device=images.pixels.device)
+        pixels = images.pixels[rows][..., :h, :w]
+        yield rows, Images(pixels, [(h, w)] * len(pixels), [(h, w)] * len(pixels))
+
+
+def _in_original_pixels(
+    found: Sequence[tuple[Tensor | slice, Detections]], images: Images
+) -> Predictions:
+    n, device = len(images), images.pixels.device
+    width = max(part.labels.shape[1] for _, part in found)
+    boxes = torch.zeros(n, width, 4, device=device)
+    scores = torch.zeros(n, width, device=device)
+    labels = torch.full((n, width), -1, device=device)
+    for rows, part in found:
+        count = part.labels.shape[1]
+        boxes[rows, :count] = part.boxes.float()
+        scores[rows, :count] = part.scores.float()
+        labels[rows, :count] = part.labels
+    boxes = boxes * _factors(images.sizes, images.originals, device)
+    boxes = clip(boxes, torch.tensor(images.originals, device=device))
+    return Predictions(boxes=boxes, scores=scores, labels=labels)
