@@ -119,10 +119,7 @@ def best_of_classes(
         labels: (N, B) int64, where a box has one class only; -1 is none.
     """
     n = len(scores)
-    if labels is not None:
-        flat = scores.masked_fill(labels < 0, -1.0)
-    else:
-        flat = scores.flatten(1)
+    flat = scores.masked_fill(labels < 0, -1.0) if labels is not None else scores.flatten(1)
     top = flat.topk(min(candidates, flat.shape[1]), dim=1)  # (N, C) sorted
     image, place = (top.values > score).nonzero(as_tuple=True)
     chosen = top.indices[image, place]
