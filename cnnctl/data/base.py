@@ -159,6 +159,8 @@ def classes_in(target: Mapping[str, Any]) -> set[int]:
     """The classes that one sample shows."""
     if "label" in target:
         return {int(target["label"])}
+    if "labels" in target:
+        return set(target["labels"].tolist())
     counts = torch.bincount(target["mask"].flatten().int(), minlength=IGNORE + 1)
     return set(counts[:IGNORE].nonzero().flatten().tolist())
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnctl.data.base import SPLITS, ArrayDataset
+from cnnctl.data.base import SPLITS, ArrayDataset, Dataset
 from cnnctl.data.digits import Digits
 from cnnctl.randomness import Draw, key
 
@@ -127,6 +127,14 @@ class DigitScenes(ArrayDataset):
 
     def columns(self) -> dict[str, Tensor]:
         return {"mask": self.masks}
+
+    @classmethod
+    def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
+        if fields != ("boxes",):
+            return super().serving(fields)
+        from cnnctl.data.digit_boxes import DigitBoxes
+
+        return DigitBoxes
 
     @classmethod
     def home(cls, root: str | None) -> Path | None:

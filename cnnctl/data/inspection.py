@@ -140,14 +140,21 @@ def _examine(data: Dataset, index: int) -> str | _Whole:
         return f"{name}: is {shape}, must be ({data.channels}, H, W) torch.uint8"
     if data.size is not None and tuple(image.shape[1:]) != data.size:
         return f"{name}: is {tuple(image.shape[1:])}, must be {data.size}"
-    truth = target["label"] if "label" in target else target["mask"]
-    if isinstance(truth, Tensor) and truth.ndim == 2 and truth.shape != image.shape[1:]:
-        return f"{name}: its mask is {tuple(truth.shape)}, the image {tuple(image.shape[1:])}"
+    mask = target.get("mask")
+    if mask is not None and mask.shape != image.shape[1:]:
+        return f"{name}: its mask is {tuple(mask.shape)}, the image {tuple(image.shape[1:])}"
     classes = classes_in(target)
     for label in sorted(classes):
         if not 0 <= label < len(data.classes):
             return f"{name}: label is {label}, must be 0 to {len(data.classes) - 1}"
-    return _Whole(_digest(image), _digest(torch.as_tensor(truth)), classes)
+    return _Whole(_digest(image), _digest(_truth(target)), classes)
+
+
+def _truth(target: Mapping[str, Any]) -> Tensor:
+    """What is said of a sample, as one tensor."""
+    if "boxes" in target:
+        return torch.cat([target["labels"][:, None].float(), target["boxes"]], 1)
+    return torch.as_tensor(target["label"] if "label" in target else target["mask"])
 
 
 def _digest(tensor: Tensor) -> bytes:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from cnnctl.data.augmentations.base import Augmentation, resize_mask
+from cnnctl.data.augmentations.base import Augmentation, resize_mask, scaled_boxes
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import Draw, key, permutation
@@ -103,6 +103,14 @@ class Normalize:
         return torch.addcmul(self.shift, pixels.float(), self.scale)
 
 
+def blank_outside(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Normalised pixels (N, C, H, W), 0 (the mean) beyond each image's own (h, w), in place."""
+    for row, (h, w) in zip(pixels, sizes, strict=True):
+        row[:, h:] = 0
+        row[:, :h, w:] = 0
+    return pixels
+
+
 class ResidentLoader:
     """All pixels live on the device as one uint8 tensor; a step costs no Python per image."""
 
@@ -123,6 +131,9 @@ class ResidentLoader:
         self.moved = dict(self.columns)  # as the pixels were
         if "mask" in self.moved:
             self.moved["mask"] = resize_mask(self.moved["mask"], augmentation.size)
+        if "boxes" in self.moved:
+            native = (dataset.pixels.shape[2], dataset.pixels.shape[3])
+            self.moved |= scaled_boxes(self.moved, native, augmentation.size)
         self.normalize = Normalize(dataset.mean, dataset.std, device)
 
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
@@ -149,7 +160,7 @@ class ResidentLoader:
 
     def _take(self, index: Tensor, columns: dict[str, Tensor]) -> Batch:
         size = (self.pixels.shape[2], self.pixels.shape[3])
-        moved = columns is self.moved and "mask" in columns  # the truth has the pixels' size
+        moved = columns is self.moved and "label" not in columns  # the truth has the pixels' size
         original = size if moved else self.dataset.size or size
         images = Images(
             self.pixels.index_select(0, index), [size] * len(index), [original] * len(index)
@@ -196,7 +207,7 @@ class StreamingLoader:
         for epoch, batch in self._load(samples, steps):
             draw = Draw(self.seed, epoch, batch.targets.image_id)
             images, targets = self.augmentation.batch(batch.images, batch.targets, draw)
-            images.pixels = self.normalize(images.pixels)
+            images.pixels = blank_outside(self.normalize(images.pixels), images.sizes)
             yield Batch(images, targets)
 
     def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
@@ -206,7 +217,8 @@ class StreamingLoader:
         samples = _Samples(self.dataset, self.augmentation, None)
         wanted = [[(-1, index) for index in batches[number].tolist()] for number in own]
         for number, (_, batch) in zip(own, self._load(samples, wanted), strict=True):
-            batch.images.pixels = self.normalize(batch.images.pixels)
+            pixels = self.normalize(batch.images.pixels)
+            batch.images.pixels = blank_outside(pixels, batch.images.sizes)
             yield number, batch
 
     def _load(self, samples: _Samples, steps: Any) -> Iterator[tuple[int, Batch]]:
@@ -253,7 +265,7 @@ class _Samples(TorchDataset):
             return epoch, index, *self.augmentation.joint_eval(image, target)
         torch.default_generator.manual_seed(key(self.seed, "sample", epoch, index))
         image, target = self.augmentation.joint(image, target)
-        if "mask" in target:  # a crop is its own original: its truth was cropped with it
+        if "label" not in target:  # a crop is its own original: its truth was cropped with it
             target = {**target, "original": (image.shape[-2], image.shape[-1])}
         return epoch, index, image, target
 

@@ -41,10 +41,8 @@ class Augmentation:
     """
 
     mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
-    moves: ClassVar[tuple[str, ...]] = (
-        "label",
-        "mask",
-    )  # of the truth: what stays true of an image
+    # Of the truth: what stays true of an image. "boxes" stands for all columns of boxes.
+    moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes")
     eval_size: tuple[int, int] | None  # (h, w) of what is evaluated; None where that differs
 
     def __init__(
@@ -110,36 +108,39 @@ class Augmentation:
     def own(self, image: Tensor, fields: tuple[str, ...]) -> Tensor:
         """One image of a user's for prediction, as a task with those columns wants it.
 
-        Where every pixel is to be named it is seen whole, in its own shape, and magnified as the
-        training images were.
+        Where things are to be found in it, it is seen whole, in its own shape, and magnified as
+        the training images were.
         """
-        if "mask" not in fields:
+        if "label" in fields:
             return self.sample_own(image)
         if self.native is None:
-            return self.joint_eval(image, {"mask": image[0]})[0]
+            return self.joint_eval(image, {})[0]
         factors = zip(image.shape[-2:], self.size, self.native, strict=True)
         h, w = (max(1, round(side * to / whole)) for side, to, whole in factors)
         return resize(image[None], (h, w))[0]
 
     def joint(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
-        """One training image and its truth, in a worker; a map of pixels moves with the image.
+        """One training image and its truth, in a worker; maps of pixels and boxes move with it.
 
         Here images of many sizes are shrunk or enlarged to fit into ``size`` as they are, and
         what they leave empty is void.
         """
-        if "mask" not in target:
+        if "label" in target:
             return self.sample(image), target
-        scaled = self._scaled(image)
-        mask = resize_mask(target["mask"][None], (scaled.shape[1], scaled.shape[2]))[0]
+        scaled, moved = self._scaled(image), dict(target)
         h, w = scaled.shape[-2:]
         framed = self.around.expand(len(scaled), *self.size).clone()
         framed[:, :h, :w] = scaled
-        room = (0, self.size[1] - w, 0, self.size[0] - h)
-        return framed, {**target, "mask": F.pad(mask, room, value=IGNORE)}
+        if "mask" in target:
+            mask = resize_mask(target["mask"][None], (h, w))[0]
+            moved["mask"] = F.pad(mask, (0, self.size[1] - w, 0, self.size[0] - h), value=IGNORE)
+        if "boxes" in target:
+            moved |= scaled_boxes(target, (image.shape[-2], image.shape[-1]), (h, w))
+        return framed, moved
 
     def joint_eval(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
-        """One image and its truth for evaluation; a map of pixels stays in original pixels."""
-        if "mask" not in target:
+        """One image and its truth for evaluation; maps and boxes stay in original pixels."""
+        if "label" in target:
             return self.sample_eval(image), target
         return self._scaled(image), target
 
@@ -192,6 +193,14 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(mask.shape[-2:]) == size:
         return mask
     return F.interpolate(mask[:, None], size, mode="nearest-exact")[:, 0]
+
+
+def scaled_boxes(target: Truth, before: tuple[int, int], after: tuple[int, int]) -> Truth:
+    """``boxes`` and ``area`` (of one image or of many) where images (h, w) become ``after``."""
+    down, across = after[0] / before[0], after[1] / before[1]
+    boxes = target["boxes"]
+    scaled = {"boxes": boxes * boxes.new_tensor([across, down, across, down])}
+    return scaled | ({"area": target["area"] * (across * down)} if "area" in target else {})
 
 
 def centre_of_shape(image: Tensor, shape: tuple[int, int]) -> Tensor:

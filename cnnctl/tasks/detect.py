@@ -1,0 +1,70 @@
+"""Boxes with classes and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cnnctl import box_pictures, pictures
+from cnnctl.metrics.detection import DetectionEvaluator
+from cnnctl.models.detection import DetectionModel
+from cnnctl.structures import Predictions
+from cnnctl.tasks.base import Description, Task, best_and_worst_class
+
+METRICS = (
+    *("coco_ap", "coco_ap50", "coco_ap75", "coco_ap_small", "coco_ap_medium", "coco_ap_large"),
+    *("coco_ar1", "coco_ar10", "coco_ar100", "coco_ar_small", "coco_ar_medium", "coco_ar_large"),
+    *("voc07_map", "voc10_map"),
+)
+
+
+def detect(shown: float = 0.5) -> Task:
+    """A box, a class and a score for every object.
+
+    Args:
+        shown: the score from which a detection is drawn and, by ``predict``, said; the metrics
+            rank all of them.
+    """
+    if not 0 <= shown < 1:
+        raise ValueError(f"shown must be at least 0 and below 1, got {shown}")
+    return Task(
+        name="detect",
+        fields=("boxes",),
+        model=DetectionModel,
+        evaluator=DetectionEvaluator,
+        metrics={**dict.fromkeys(METRICS, True), "loss": False},
+        best="coco_ap",
+        draw_batch=box_pictures.draw_batch,
+        draw_evaluation=box_pictures.draw_evaluation,
+        describe=lambda predictions, classes, top: _found(predictions, classes, top, shown),
+        annotate=box_pictures.annotated,
+        headline=_most_likely,
+        table=best_and_worst_class,
+    )
+
+
+def _found(
+    predictions: Predictions, classes: Sequence[str], top: int, shown: float
+) -> list[Description]:
+    """The detections of each image with a score of ``shown``, and of each class the count."""
+    assert predictions.boxes is not None
+    assert predictions.scores is not None
+    assert predictions.labels is not None
+    described: list[Description] = []
+    columns = (predictions.labels, predictions.scores, predictions.boxes)
+    for labels, scores, boxes in zip(*(column.tolist() for column in columns), strict=True):
+        rows: list[dict[str, Any]] = [
+            {"class": classes[label], "score": score, "box": box}
+            for label, score, box in zip(labels, scores, boxes, strict=True)
+            if label >= 0 and score >= shown
+        ]
+        described.append({"detections": rows, "top": rows[:top]})
+    return described
+
+
+def _most_likely(said: Description) -> str:
+    if not said["detections"]:
+        return "nothing"
+    listed = ", ".join(f"{row['class']} {pictures.percent(row['score'])}" for row in said["top"])
+    more = len(said["detections"]) - len(said["top"])
+    return f"{listed} and {more} more" if more else listed
