@@ -1,0 +1,83 @@
+"""The truth of boxes moved with their image: rows of one sample, padded columns of a batch.
+
+Boxes are xyxy in pixels, (..., R, 4); rectangles have one row for each image, (..., 4), and their
+sides are whole numbers of pixels. What belongs to a box stays in its row: class, flags, area.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cnnctl.data.augmentations.base import Truth
+from cnnctl.structures import NO_BOX, Targets
+
+LEAST = 0.2  # share of a box that must be left of it, or it goes
+
+
+def sides(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (..., 2) width and height; 0 where a box is turned inside out."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+
+
+def cut(boxes: Tensor, rectangles: Tensor) -> Tensor:
+    """Boxes (..., R, 4) without what lies outside of rectangles (..., 4)."""
+    low, high = rectangles[..., None, :2], rectangles[..., None, 2:]
+    corners = boxes.unflatten(-1, (2, 2))
+    corners = torch.maximum(torch.minimum(corners, high[..., None, :]), low[..., None, :])
+    return corners.flatten(-2)
+
+
+def share_left(boxes: Tensor, rectangles: Tensor) -> Tensor:
+    """(..., R): how much of the area of each box lies inside of its rectangle."""
+    whole = sides(boxes).prod(-1).clamp(min=1e-6)
+    return sides(cut(boxes, rectangles)).prod(-1) / whole
+
+
+def centre_inside(boxes: Tensor, rectangles: Tensor) -> Tensor:
+    """(..., R) bool: whether the centre of each box lies strictly inside of its rectangle."""
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    above = centre > rectangles[..., None, :2]
+    return (above & (centre < rectangles[..., None, 2:])).all(-1)
+
+
+def carried(boxes: Tensor, source: Tensor, into: Tensor) -> Tensor:
+    """Boxes (..., R, 4) where rectangles ``source`` (..., 4) became ``into``, cut off at it."""
+    factor = sides(into) / sides(source).clamp(min=1e-6)
+    factor, first, start = (v[..., None, :].repeat_interleave(2, -2).flatten(-2)[..., None, :]
+                            for v in (factor, source[..., :2], into[..., :2]))  # fmt: skip
+    return cut((boxes - first) * factor + start, into)
+
+
+def mirrored(boxes: Tensor, width: int | Tensor) -> Tensor:
+    """Boxes (..., R, 4) left to right in an image of that width."""
+    left, top, right, bottom = boxes.unbind(-1)
+    return torch.stack([width - right, top, width - left, bottom], -1)
+
+
+def with_boxes(target: Truth, boxes: Tensor, kept: Tensor) -> Truth:
+    """One sample's truth with its boxes (R, 4) moved to ``boxes``, and the rows ``kept`` (R,).
+
+    The area changes as that of the box does.
+    """
+    rows = {name: target[name] for name in NO_BOX if name in target}
+    if "area" in rows:
+        rows["area"] = _area(rows["area"], rows["boxes"], boxes)
+    rows["boxes"] = boxes
+    return {**target, **{name: row[kept] for name, row in rows.items()}}
+
+
+def set_boxes(targets: Targets, boxes: Tensor, kept: Tensor) -> None:
+    """A batch's boxes moved to ``boxes`` (N, R, 4); rows not ``kept`` (N, R) hold none any more."""
+    assert targets.boxes is not None
+    if targets.area is not None:
+        targets.area = _area(targets.area, targets.boxes, boxes)
+    targets.boxes = boxes
+    for name, nothing in NO_BOX.items():
+        if (column := getattr(targets, name)) is not None:
+            gone = ~kept if column.dim() == 2 else ~kept[..., None]
+            setattr(targets, name, column.masked_fill(gone, nothing))
+
+
+def _area(area: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    return area * sides(after).prod(-1) / sides(before).prod(-1).clamp(min=1e-6)
