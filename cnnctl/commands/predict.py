@@ -84,7 +84,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     model = load(config, state, facts, augmentation.size)
     machine.place(model).eval()
     at_once = trainer.evaluation_batch(model, augmentation)
-    if "mask" in task.fields and trainer.eval_batch_size is None:
+    if "label" not in task.fields and trainer.eval_batch_size is None:
         at_once = 1  # the user's images are seen in their own size, whatever it is
     predictor = Predictor(task, model, machine, augmentation, facts, top)
     root = Path(os.path.commonpath([os.path.normpath(file.parent) for file in files]))
@@ -207,8 +207,9 @@ class Predictor:
 
 
 def _is_no_number(predictions: Predictions, images: Images) -> bool:
-    if predictions.log_probs is not None and predictions.log_probs.isnan().any():
-        return True
+    for column in (predictions.log_probs, predictions.scores):
+        if column is not None and column.isnan().any():
+            return True
     sizes = (
         zip(predictions.mask, images.originals, strict=True) if predictions.mask is not None else ()
     )

@@ -121,7 +121,8 @@ def best_of_classes(
     n = len(scores)
     flat = scores.masked_fill(labels < 0, -1.0) if labels is not None else scores.flatten(1)
     top = flat.topk(min(candidates, flat.shape[1]), dim=1)  # (N, C) sorted
-    image, place = (top.values > score).nonzero(as_tuple=True)
+    # What is not a number stays: whoever reads the scores must see that the network is broken.
+    image, place = (~(top.values <= score)).nonzero(as_tuple=True)
     chosen = top.indices[image, place]
     if labels is not None:
         classes, found = labels[image, chosen], boxes[image, chosen]

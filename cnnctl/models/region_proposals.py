@@ -1,0 +1,172 @@
+"""The region proposal network of Faster R-CNN: Ren, He, Girshick, Sun, arXiv:1506.01497, section 3.
+
+A small network slides over every map and says of each anchor whether it holds an object and how to
+move it. Names of weights are torchvision's, so that published ones load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnctl.models.base import Losses
+from cnnctl.models.detection import Truth
+from cnnctl.ops import anchors
+from cnnctl.ops.boxes import clip, decode, encode, suppressed, together
+from cnnctl.ops.matching import match, sample, taken
+from cnnctl.structures import Images
+
+_NARROWEST = 1e-3  # pixels: what is thinner after clipping is no box
+
+
+@dataclass(frozen=True)
+class ProposalSettings:
+    """Numbers of section 3 of the paper, and of its code where the paper has none.
+
+    Args:
+        high, low: overlap from which an anchor is an object, and below which it is background.
+        anchors: sampled of each image for the loss, half of them objects where there are as many.
+        overlap: above which the less likely of two proposals goes.
+        before: proposals of a map that are compared, in training and in testing.
+        after: proposals that are kept of an image, in training and in testing.
+    """
+
+    high: float = 0.7
+    low: float = 0.3
+    anchors: int = 256
+    overlap: float = 0.7
+    before: tuple[int, int] = (2000, 1000)
+    after: tuple[int, int] = (2000, 1000)
+
+
+@dataclass
+class Proposed:
+    """What the head says of the anchors of all maps, and the proposals that come of it.
+
+    Args:
+        logits: (N, A) of there being an object, deltas: (N, A, 4), anchors: (A, 4).
+        boxes: (N, P, 4) in input pixels, the most likely first, without gradient.
+        scores: (N, P) logits; -inf where an image has fewer proposals.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    boxes: Tensor
+    scores: Tensor
+
+
+class RegionProposals(nn.Module):
+    """
+    Args:
+        width: channels of every map.
+        strides: of each map.
+        scales: sides of the anchors of each map, in pixels.
+        ratios: height / width of the anchors, on every map.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        strides: Sequence[int],
+        scales: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        settings: ProposalSettings,
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.strides, self.settings = tuple(strides), settings
+        self._shapes = [anchors.shapes(sides, ratios).round() for sides in scales]
+        self.head = _Head(width, len(self._shapes[0]), hidden or width)
+
+    def forward(self, maps: Sequence[Tensor], images: Images) -> Proposed:
+        logits, deltas = self.head(maps)
+        counts = [level.shape[1] for level in logits]
+        with torch.autocast(maps[0].device.type, enabled=False):
+            places = [
+                anchors.tiled(
+                    shape.to(level.device), (level.shape[2], level.shape[3]), (stride, stride)
+                )
+                for shape, level, stride in zip(self._shapes, maps, self.strides, strict=True)
+            ]
+            said = Proposed(
+                torch.cat(logits, 1).float(),
+                torch.cat(deltas, 1).float(),
+                torch.cat(places),
+                logits[0].new_empty(0),
+                logits[0].new_empty(0),
+            )
+            said.boxes, said.scores = self._propose(said, counts, images)
+        return said
+
+    @torch.no_grad()
+    def _propose(
+        self, said: Proposed, counts: Sequence[int], images: Images
+    ) -> tuple[Tensor, Tensor]:
+        """(N, P, 4) and (N, P): the best of each map, less those that a likelier one overlaps."""
+        before = self.settings.before[0 if self.training else 1]
+        after = self.settings.after[0 if self.training else 1]
+        chosen, level, start = [], [], 0
+        for number, count in enumerate(counts):
+            best = said.logits[:, start : start + count].topk(min(before, count), dim=1).indices
+            chosen.append(best + start)
+            level.append(torch.full_like(best, number))
+            start += count
+        place, levels = torch.cat(chosen, 1), torch.cat(level, 1)  # (N, B)
+        scores = said.logits.gather(1, place)
+        boxes = decode(taken(said.deltas, place), said.anchors[place])
+        boxes = clip(boxes, torch.tensor(images.sizes, device=boxes.device))
+        wide = (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= _NARROWEST
+        image, row = wide.nonzero(as_tuple=True)
+        found, values = boxes[image, row], scores[image, row]
+        groups = image * len(counts) + levels[image, row]
+        keep = suppressed(found, values, groups, self.settings.overlap)
+        keep = keep[image[keep].argsort(stable=True)]
+        kept = together(len(scores), image[keep], found[keep], values[keep], groups[keep], after)
+        return kept.boxes, kept.scores.masked_fill(kept.labels < 0, -torch.inf)
+
+    def losses(self, said: Proposed, truth: Truth) -> Losses:
+        """Object or not, by cross-entropy, and where, by smooth L1: equation 1 of the paper."""
+        settings = self.settings
+        matched = match(
+            truth.boxes, truth.labels, said.anchors, settings.high, settings.low, best=True
+        )
+        positive, negative = sample(matched, settings.anchors, 0.5)
+        counted = positive | negative
+        total = counted.sum().clamp(min=1)
+        objectness = F.binary_cross_entropy_with_logits(
+            said.logits, positive.float(), counted.float(), reduction="sum"
+        )
+        wanted = encode(taken(truth.boxes, matched), said.anchors)
+        apart = F.smooth_l1_loss(said.deltas, wanted, beta=1 / 9, reduction="none").sum(-1)
+        place = torch.where(positive, apart, 0.0).sum()
+        return {"rpn_object": objectness / total, "rpn_box": place / total}
+
+
+class _Head(nn.Module):
+    """A 3x3 convolution, and two 1x1 of it: a logit and four numbers for each anchor."""
+
+    def __init__(self, width: int, shapes: int, hidden: int) -> None:
+        super().__init__()
+        convolution = nn.Sequential(nn.Conv2d(width, hidden, 3, padding=1), nn.ReLU(inplace=True))
+        self.conv = nn.Sequential(convolution)
+        self.cls_logits = nn.Conv2d(hidden, shapes, 1)
+        self.bbox_pred = nn.Conv2d(hidden, shapes * 4, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each map (N, h * w * k) and (N, h * w * k, 4), in the order of the anchors."""
+        logits, deltas = [], []
+        for level in maps:
+            hidden = self.conv(level)
+            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
+            boxes = self.bbox_pred(hidden).permute(0, 2, 3, 1)
+            deltas.append(boxes.reshape(len(boxes), -1, 4))
+        return logits, deltas

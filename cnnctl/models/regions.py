@@ -1,0 +1,118 @@
+"""What two-stage detectors do with proposals: sample them for training, and name their boxes.
+
+Girshick, "Fast R-CNN", arXiv:1504.08083, section 2.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnctl.models.base import Losses
+from cnnctl.models.detection import Truth
+from cnnctl.ops.boxes import Detections, best_of_classes, clip, decode, encode
+from cnnctl.ops.matching import match, sample
+from cnnctl.structures import Images
+
+SCALES = (10.0, 10.0, 5.0, 5.0)  # of what is regressed, so that its parts vary about alike
+
+
+@dataclass
+class Regions:
+    """Regions of all images in one row, for training.
+
+    Args:
+        boxes: (B, 4) in input pixels; image: (B,) whose it is.
+        labels: (B,) int64: the class, K for background; owner: (B,) row of the truth, or below 0.
+        wanted: (B, 4) the code of its true box; of background without meaning.
+    """
+
+    boxes: Tensor
+    image: Tensor
+    labels: Tensor
+    owner: Tensor
+    wanted: Tensor
+
+
+@torch.no_grad()
+def sampled(
+    boxes: Tensor,
+    there: Tensor,
+    truth: Truth,
+    num_classes: int,
+    count: int,
+    positives: float = 0.25,
+    overlap: float = 0.5,
+    lowest: float = 0.0,
+) -> Regions:
+    """``count`` proposals of each image, the true boxes among them, at most a share of objects.
+
+    Args:
+        boxes: (N, P, 4) proposals; there: (N, P) which of them are some.
+        overlap: from which a proposal is an object, else background.
+        lowest: background overlaps a true box by at least this much (Fast R-CNN's 0.1).
+    """
+    boxes = torch.cat([boxes, truth.boxes.to(boxes.dtype)], 1)
+    there = torch.cat([there, truth.labels >= 0], 1)
+    matched = match(truth.boxes, truth.labels, boxes, overlap, overlap)
+    if lowest:
+        near = match(truth.boxes, truth.labels, boxes, lowest, lowest) >= 0
+        matched = matched.masked_fill((matched < 0) & ~near, -2)
+    matched = matched.masked_fill(~there, -2)
+    positive, negative = sample(matched, count, positives)
+    image, row = (positive | negative).nonzero(as_tuple=True)
+    owner = matched[image, row]
+    if truth.labels.shape[1]:
+        labels = torch.where(owner >= 0, truth.labels[image, owner.clamp(min=0)], num_classes)
+        theirs = truth.boxes[image, owner.clamp(min=0)]
+    else:
+        labels = torch.full_like(owner, num_classes)
+        theirs = boxes[image, row]
+    chosen = boxes[image, row]
+    return Regions(chosen, image, labels, owner, encode(theirs, chosen, SCALES))
+
+
+def region_losses(logits: Tensor, deltas: Tensor, regions: Regions) -> Losses:
+    """Class by softmax and box by smooth L1, both a mean over all regions.
+
+    Args:
+        logits: (B, K + 1), background last; deltas: (B, K, 4), or (B, 1, 4) for any class.
+    """
+    background = logits.shape[1] - 1
+    total = max(1, len(regions.labels))
+    named = F.cross_entropy(logits.float(), regions.labels, reduction="sum") / total
+    objects = regions.labels < background
+    kind = regions.labels.clamp(max=deltas.shape[1] - 1)
+    own = deltas.float()[torch.arange(len(kind), device=kind.device), kind]
+    apart = F.smooth_l1_loss(own, regions.wanted, beta=1 / 9, reduction="none").sum(1)
+    return {"class": named, "box": torch.where(objects, apart, 0.0).sum() / total}
+
+
+def named_regions(
+    logits: Tensor,
+    deltas: Tensor,
+    boxes: Tensor,
+    there: Tensor,
+    images: Images,
+    *,
+    score: float,
+    overlap: float,
+    most: int,
+) -> Detections:
+    """Detections of N images of what a head says of their proposals.
+
+    Args:
+        logits: (N, P, K + 1), background last; deltas: (N, P, K or 1, 4).
+        boxes: (N, P, 4); there: (N, P) which proposals are some.
+        score, overlap, most: see ``best_of_classes``.
+    """
+    n, p, k = len(boxes), boxes.shape[1], logits.shape[-1] - 1
+    scores = logits.float().softmax(-1)[..., :k] * there[:, :, None]
+    moved = decode(deltas, boxes[:, :, None], SCALES)
+    sizes = torch.tensor(images.sizes, device=boxes.device)
+    moved = clip(moved.flatten(1, 2), sizes).view(n, p, -1, 4).expand(-1, -1, k, -1)
+    wide = (moved[..., 2:] - moved[..., :2]).amin(-1) >= 1e-2
+    return best_of_classes(moved, scores * wide, score=score, overlap=overlap, most=most)
