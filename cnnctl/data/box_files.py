@@ -225,7 +225,8 @@ class Faults:
         file, record, problem, own = self._rows[0]
         files = len({row[0] for row in self._rows})
         there = f" in {files:,} files" if files > 1 else ""
-        more = f" (and {self.count - 1:,} more faults{there})" if self.count > 1 else ""
+        others = "1 more fault" if self.count == 2 else f"{self.count - 1:,} more faults"
+        more = f" (and {others}{there})" if self.count > 1 else ""
         error = Faulty(
             problem + more, file=file, record=record, advice=own or advice, code=Exit.DATA
         )

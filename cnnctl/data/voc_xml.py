@@ -97,8 +97,7 @@ def parse_voc_xml(raw: bytes | bytearray, first_pixel: int = 1) -> Record:
 
 def _elements(raw: bytes | bytearray) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Texts by element: of <size>, and of each <object> (with those of its <bndbox>)."""
-    if len(raw) > MAX_BYTES:
-        raise ValueError(f"has {len(raw):,} bytes: no annotation of an image is that large")
+    _check_length(len(raw))
     found = _Elements()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -112,6 +111,11 @@ def _elements(raw: bytes | bytearray) -> tuple[dict[str, str], list[dict[str, st
     except (LookupError, UnicodeError) as error:
         raise ValueError(f"has an encoding that cannot be read: {error}") from None
     return found.size, found.objects
+
+
+def _check_length(count: int) -> None:
+    if count > MAX_BYTES:
+        raise ValueError(f"has {count:,} bytes: no annotation of an image is that large")
 
 
 class _Elements:
@@ -236,6 +240,7 @@ def read_xml_files(
 
     def read(path: str) -> Record | str:
         try:
+            _check_length(os.path.getsize(path) if os.path.isfile(path) else 0)
             return parse_voc_xml(file_bytes(path), first_pixel)
         except ValueError as error:
             return str(error)
