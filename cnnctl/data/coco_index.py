@@ -1,8 +1,8 @@
 """The annotations of a COCO-size set as arrays: read once, then mapped from a cache.
 
 A list of 860,000 Python records would be copied into every worker by being counted; arrays are
-not. Reading the 118,000 images of COCO's own training file takes many seconds, so the arrays of a
-large file are kept in the user's cache folder under its path, size and time of change.
+not. Reading COCO's own training file takes many seconds and gigabytes, so the arrays of a large
+file are kept in the user's cache folder under its path, size and time of change.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, fields
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from cnnctl.data.coco_json import Records, read_records
+from cnnctl.data.coco_json import Faults, together
+from cnnctl.data.coco_records import Records, Use, read_records
 from cnnctl.data.image_file import printable
 from cnnctl.errors import Exit, UserError
 
-_FORM = 2  # of the cached arrays; another number, another place
+_FORM = 3  # of the cached arrays; another number, another place
 _LARGE = 16 << 20  # bytes of an annotation file that is worth a cache
 
 
@@ -36,6 +40,7 @@ class Index:
 
     digest: str  # SHA-256 of the file
     category_names: tuple[str, ...]
+    unfit: dict[Use, Faults]  # annotations that cannot be used as masks, or as boxes
     category_ids: np.ndarray  # (K,) int64
     image_ids: np.ndarray  # (I,) int64
     sizes: np.ndarray  # (I, 2) int32 (h, w)
@@ -45,6 +50,8 @@ class Index:
     annotation_ids: np.ndarray  # (A,) int64
     categories: np.ndarray  # (A,) int32 position of its category
     crowds: np.ndarray  # (A,) bool
+    boxes: np.ndarray  # (A, 4) float64 xyxy as the file says, past the edge too; zeros where unfit
+    areas: np.ndarray  # (A,) float64 pixels of the object by the file, else of its box
     polygon_ends: np.ndarray  # (A,) int64
     coordinate_ends: np.ndarray  # (P,) int64
     coordinates: np.ndarray  # float64, x and y in turn
@@ -79,8 +86,11 @@ def between(ends: np.ndarray, row: int) -> slice:
     return slice(int(ends[row - 1]) if row else 0, int(ends[row]))
 
 
-def read_index(file: Path) -> Index:
+def read_index(file: Path, *uses: Use) -> Index:
     """The arrays of an annotation file, from the cache where they are there.
+
+    Args:
+        uses: what its annotations must be fit for.
 
     Raises:
         UserError: the file cannot be read, or records in it are wrong (code 3).
@@ -88,16 +98,31 @@ def read_index(file: Path) -> Index:
     try:
         status = file.stat()
         place = _cache(file, status) if status.st_size >= _LARGE else None
-        if place is not None and (cached := _load(place)) is not None:
-            return cached
-        raw = file.read_bytes()
+        index = None if place is None else _load(place)
+        raw = file.read_bytes() if index is None else b""
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise UserError(problem, file=printable(file), code=Exit.DATA) from None
-    index = make_index(read_records(file, raw), hashlib.sha256(raw).hexdigest())
-    if place is not None:
-        _save(index, place)
+    if index is None:
+        with _told(file, status.st_size) if place is not None else contextlib.nullcontext():
+            records = read_records(file, raw)
+            together(records.faults, *(records.unfit[use] for use in uses)).tell(file)
+            index = make_index(records, hashlib.sha256(raw).hexdigest())
+            if place is not None:
+                _save(index, place)
+    together(*(index.unfit[use] for use in uses)).tell(file)
     return index
+
+
+@contextlib.contextmanager
+def _told(file: Path, size: int) -> Iterator[None]:
+    """Say what takes so long; it is done once, before a run has a console."""
+    print(
+        f"reading {printable(file)} ({size / 1e6:,.0f} MB), once ...", file=sys.stderr, flush=True
+    )
+    started = time.perf_counter()
+    yield
+    print(f"read in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def make_index(records: Records, digest: str) -> Index:
@@ -110,6 +135,7 @@ def make_index(records: Records, digest: str) -> Index:
     return Index(
         digest=digest,
         category_names=tuple(name for _, name in records.categories),
+        unfit=records.unfit,
         category_ids=np.array([number for number, _ in records.categories], np.int64),
         image_ids=np.array([number for number, *_ in records.images], np.int64),
         sizes=np.array([(h, w) for _, h, w, _ in records.images], np.int32),
@@ -119,6 +145,8 @@ def make_index(records: Records, digest: str) -> Index:
         annotation_ids=np.array([row.id for row in rows], np.int64),
         categories=np.array([row.category for row in rows], np.int32),
         crowds=np.array([row.crowd for row in rows], bool),
+        boxes=np.array([row.box for row in rows], np.float64),
+        areas=np.array([row.area for row in rows], np.float64),
         polygon_ends=_ends(len(row.polygons) for row in rows),
         coordinate_ends=_ends(map(len, polygons)),
         coordinates=joined,
@@ -148,7 +176,8 @@ def _load(place: Path) -> Index | None:
         arrays = {n: np.load(place / f"{n}.npy", mmap_mode="r") for n in _ARRAYS}
         if {name: list(array.shape) for name, array in arrays.items()} != said["shapes"]:
             return None
-        return Index(said["digest"], tuple(said["category_names"]), **arrays)
+        unfit = {use: Faults(**faults) for use, faults in said["unfit"].items()}
+        return Index(said["digest"], tuple(said["category_names"]), unfit, **arrays)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
@@ -166,8 +195,9 @@ def _save(index: Index, place: Path) -> None:
                     _sync(file)
             shapes = {name: array.shape for name, array in arrays.items()}
             said = {"digest": index.digest, "category_names": index.category_names}
+            unfit = {use: asdict(faults) for use, faults in index.unfit.items()}
             with open(temporary / "index.json", "x") as file:
-                file.write(json.dumps({**said, "shapes": shapes}))
+                file.write(json.dumps({**said, "unfit": unfit, "shapes": shapes}))
                 _sync(file)
             shutil.rmtree(place, ignore_errors=True)  # one that could not be used
             os.rename(temporary, place)

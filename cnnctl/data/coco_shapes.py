@@ -1,8 +1,9 @@
-"""What an object's outline and run lengths must be for native code to draw them."""
+"""What an object's box must be to be learned, its outline and run lengths for native code."""
 
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from typing import Any
 
@@ -11,15 +12,65 @@ import numpy as np
 _TURNS = 100  # of its image's height and width, that outlines may be long; COCO's longest: 4
 
 
+class Flat(ValueError):
+    """A box without width or height; COCO's own training file has two."""
+
+
+def check_box(box: Any, height: int, width: int) -> tuple[float, float, float, float]:
+    """x, y, width, height as a file says them -> x1, y1, x2, y2, which may reach past the edge.
+
+    Raises:
+        Flat: it has no width or no height, or none that float32 can tell.
+        ValueError: ``bbox[2]: is text, must be a number``: it is no box, or not in this image.
+    """
+    x, y, w, h = check_four(box)
+    if x < -width or y < -height or x + w > 2 * width or y + h > 2 * height:
+        raise ValueError(f"bbox: {box} reaches far outside the image of {width} x {height}")
+    for place, name, low, most in ((2, "width", x, width), (3, "height", y, height)):
+        first, last = max(low, 0), min(low + box[place], most)
+        # Below a hundredth of a pixel float32 may not tell one side from the other.
+        if last - first < 0.01 and np.float32(first) >= np.float32(last):
+            if box[place] < 0.01:
+                raise Flat(f"bbox[{place}]: the {name} is {box[place]}, must be > 0")
+            raise ValueError(f"bbox: {box} is wholly outside the image of {width} x {height}")
+    return x, y, x + w, y + h
+
+
+def check_four(box: Any) -> list[float]:
+    """x, y, width, height: finite numbers, the last two not negative; raises ValueError."""
+    if not isinstance(box, list):
+        raise ValueError(f"bbox: is {kind(box)}, must be [x, y, width, height]")
+    if len(box) != 4:
+        raise ValueError(f"bbox: has {len(box)} numbers, must have 4: [x, y, width, height]")
+    for place, value in enumerate(box):
+        if type(value) not in (float, int):
+            raise ValueError(f"bbox[{place}]: is {kind(value)}, must be a number")
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise ValueError(f"bbox[{place}]: is not finite")
+    for place, name in ((2, "width"), (3, "height")):
+        if box[place] < 0:
+            raise ValueError(f"bbox[{place}]: the {name} is {box[place]}, must be > 0")
+    return box
+
+
+def check_area(area: Any, height: int, width: int) -> float:
+    """Raise ValueError where it is no number of pixels of an object in this image."""
+    if type(area) not in (float, int):
+        raise ValueError(f"area: is {kind(area)}, must be a number of pixels")
+    if not 0 <= area <= 9 * height * width:  # what a box may cover, in the image and around it
+        raise ValueError(f"area: is {area}, which no object in an image of {width} x {height} has")
+    return float(area)
+
+
 def check_polygon(polygon: Any, height: int, width: int) -> None:
     """Raise ValueError where it is none, or not about this image."""
     if not isinstance(polygon, array):
         raise ValueError("must be a list of polygons, each a list of numbers x, y, x, y, ...")
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"a polygon has {len(polygon)} numbers, must have 2 for each of 3 points")
-    low, high = min(polygon), max(polygon)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not math.isfinite(sum(polygon)):
         raise ValueError("a polygon has a number that is not finite")
+    low, high = min(polygon), max(polygon)
     # Somewhat outside is common and is cut off; far outside is a fault, and slow to draw.
     for axis, side, length in (("x", 0, width), ("y", 1, height)):
         if low < -length or high > 2 * length:
@@ -91,3 +142,10 @@ def decode_counts(text: str) -> list[int]:
     if shift:
         raise ValueError("its counts are cut off")
     return runs
+
+
+def kind(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    kinds |= {type(None): "null", float: f"the number {value}", int: f"the number {value}"}
+    return kinds.get(type(value), type(value).__name__)

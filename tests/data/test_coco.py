@@ -180,7 +180,7 @@ def test_train_and_val_have_the_same_categories(root):
     said = json.loads(file.read_text())
     said["categories"][1]["name"] = "fox"
     file.write_text(json.dumps(said))
-    with pytest.raises(UserError, match='number 2 is "fox", not "dog"'):
+    with pytest.raises(UserError, match=r'number 2 is "fox" \(id 18\), not "dog"'):
         COCO("test", str(root))
 
 
@@ -203,6 +203,7 @@ SQUARE = [0, 0, 2, 0, 2, 2, 0, 2]
         ([[0, 0, 2, 2]], "a polygon has 4 numbers, must have 2 for each of 3 points"),
         ([SQUARE, [0, 0, 2, 0, 2, 2, 1]], "a polygon has 7 numbers"),
         ([[0, 0, 1e999, 0, 2, 2]], "is not finite"),
+        ([[0, 0, float("nan"), 0, 2, 2]], "is not finite"),
         ([[-6, 0, 12, 0] * 28], "its outlines are 1,008 pixels long, more than 100 times"),
         ([[0, -4, 0, 8] * 21] * 2, "its outlines are 1,008 pixels long"),
         ([[0, 0, 1e20, 0, 2, 2]], "a polygon's x is far outside the image of 6 x 4"),
@@ -231,7 +232,7 @@ def test_shapes_that_native_code_must_not_see(tmp_path, segmentation, words):
 def read(folder: Path, text: str | bytes) -> coco_index.Index:
     file = folder / "a.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return coco_index.read_index(file)
+    return coco_index.read_index(file, "segmentation")
 
 
 def refused(folder: Path, text: str | bytes, words: str) -> UserError:
@@ -250,7 +251,7 @@ def refused(folder: Path, text: str | bytes, words: str) -> UserError:
         ('{"images": [', "is no whole JSON file"),
         ('{"images": [],}', "is no whole JSON file"),
         ("[]", "holds a list, must hold an object"),
-        ('{"images": NaN}', "NaN is no number of JSON"),
+        ('{"images": NaN}', '"images" is the number nan, must be a list'),
         ('{"images": [], "images": []}', 'has the key "images" twice'),
         ("[" * 100_000, "is nested too deeply"),
         (b"\xff\xff", "is no text in UTF-8"),

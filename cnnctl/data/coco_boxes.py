@@ -1,0 +1,142 @@
+"""COCO, object detection: the boxes of its instances, with crowds and the sizes of the objects.
+
+Lin et al., "Microsoft COCO: common objects in context", arXiv:1405.0312. Any file in its format
+will do: one's own too, with its own categories, and without outlines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnctl.data.base import Dataset
+from cnnctl.data.coco import COCO
+from cnnctl.data.coco_split import COCOSplit
+from cnnctl.data.image_file import printable
+from cnnctl.errors import Exit, UserError
+
+
+class COCOBoxes(COCOSplit):
+    """Images of any size with the boxes of the categories in them; many have none.
+
+    A box that reaches past the edge of its image is cut off there. One without height or width is
+    an error, but for the official files, where it is left out: train2017 has two. See ``COCOSplit``
+    for the splits and the other arguments.
+
+    Args:
+        classes: names of the categories to be found, in this order; None is all of them, in the
+            order of their ids. There is no background among them.
+        others: boxes of other categories are background; the void of masks does not exist here.
+
+    Attributes:
+        category_ids: of each class in the annotation file.
+        image_ids: (M,) int64, of each sample in the annotation file.
+
+    Raises:
+        UserError: files are absent, records in them are wrong, or there is no such category.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("boxes",)
+    uses = ("bbox",)
+    uses_of_own = ("flat",)
+
+    def __init__(
+        self,
+        split: Literal["train", "val", "test"],
+        root: str | None = None,
+        year: Literal[2014, 2017] = 2017,
+        annotations: str | None = None,
+        images: str | None = None,
+        classes: tuple[str, ...] | None = None,
+        others: Literal["background", "void"] = "background",
+        validation: float = 0.05,
+        test: float = 0.1,
+    ) -> None:
+        if others == "void":
+            raise ValueError("others=void is for masks: boxes of other categories are left out")
+        super().__init__(split, root, year, annotations, images, validation, test)
+        known, ids = self.index.category_names, self.index.category_ids.tolist()
+        if classes is None:  # some tools list a background, which has no boxes
+            used = set(np.unique(self.index.categories).tolist())
+            names = enumerate(known)
+            classes = tuple(name for k, name in names if k in used or name != "background")
+        self.classes = tuple(self.categories(classes))
+        self.category_ids = tuple(ids[known.index(name)] for name in self.classes)
+        self.image_ids = self.index.image_ids[self.chosen]
+        number = {name: position for position, name in enumerate(self.classes)}
+        self.table = np.array([number.get(name, -1) for name in known], np.int64)
+        if not (self._labels() >= 0).any():
+            raise UserError(
+                "holds no box of the classes that are to be found, or only crowds",
+                file=printable(self.file),
+                advice="data.classes=[...] chooses among its categories",
+                code=Exit.DATA,
+            )
+
+    @classmethod
+    def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
+        return cls if fields == cls.fields else COCO.serving(fields)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        return self.image(index), self.truth(index)
+
+    def truth(self, index: int) -> dict[str, Tensor]:
+        """The boxes of a sample in the order of the file; its image is not read.
+
+        Returns:
+            boxes (R, 4) float32 xyxy in pixels, labels (R,) int64, crowd and difficult (R,) bool,
+            and area (R,) float32 pixels of the object itself.
+        """
+        part, index_of = self.annotations(index), self.index
+        h, w = index_of.sizes[self.chosen[index]]
+        boxes = index_of.boxes[part].clip(0, (w, h, w, h)).astype(np.float32)
+        labels = self.table[index_of.categories[part]]
+        kept = (labels >= 0) & (boxes[:, 2] > boxes[:, 0])
+        return {
+            "boxes": torch.from_numpy(boxes[kept]),
+            "labels": torch.from_numpy(labels[kept]),
+            "crowd": torch.from_numpy(index_of.crowds[part][kept]),
+            "difficult": torch.zeros(int(kept.sum()), dtype=torch.bool),
+            "area": torch.from_numpy(index_of.areas[part][kept].astype(np.float32)),
+        }
+
+    def class_counts(self) -> list[int]:
+        """Images that show each class, more than in a crowd."""
+        return self.images_with(self._labels()).tolist()
+
+    def remarks(self) -> list[str]:
+        """What was cut off or left out, and areas that cannot be."""
+        index, (images, own) = self.index, self.rows()
+        own &= self.table[index.categories] >= 0
+        x1, y1, x2, y2 = index.boxes.T
+        h, w = index.sizes[images].T
+        flat = (x2 <= x1) & own
+        past = np.maximum.reduce([-x1, -y1, x2 - w, y2 - h])
+        covered = (x2 - x1) * (y2 - y1)
+        odd = (index.areas > 1.01 * covered + 1) | ((index.areas == 0) & (covered > 0))
+        found = (
+            (own & (past > 0.01), "reach past the edge of their image and are cut off there"),
+            (flat, "have no height or no width and are left out"),
+            (own & odd, "have an area larger than the box, or 0; COCO's small, medium and large "
+             "go by it"),
+        )  # fmt: skip
+        lines = [
+            f"{int(rows.sum()):,} boxes {what} (annotation {index.annotation_ids[rows.argmax()]})"
+            for rows, what in found
+            if rows.any()
+        ]
+        outlines = index.unfit["segmentation"]
+        if 0 < outlines.count < len(own):  # all: a file of boxes alone
+            lines.append(
+                f"{outlines.count:,} annotations have no outline to be drawn, which boxes do not "
+                f"need ({outlines.record}: {outlines.problem})"
+            )
+        return lines
+
+    def _labels(self) -> np.ndarray:
+        """(A,) class of each annotation of the file; -1 for crowds and what is left out."""
+        kept = ~self.index.crowds & (self.index.boxes[:, 2] > 0)
+        return np.where(kept, self.table[self.index.categories], -1)
