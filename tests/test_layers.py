@@ -30,7 +30,11 @@ MAY_IMPORT = {
     "models": BASE | {"ops", "backbones", "models.base"},
     "pictures": BASE | {"data", "metrics", "models.base"},
     "mask_pictures": BASE | {"data", "metrics", "models.base", "pictures"},
-    "box_pictures": BASE | {"data", "metrics", "models.base", "pictures"},
+    "box_marks": BASE | {"data", "pictures"},
+    "chart_pictures": BASE | {"data", "pictures"},
+    "anchor_pictures": BASE | {"data", "pictures", "box_marks"},
+    "box_pictures": BASE
+    | {"data", "metrics", "models.base", "ops", "pictures", "box_marks", "chart_pictures"},
     "tasks": BASE
     | {"data", "metrics", "models", "models.base", "ops", "pictures", "mask_pictures"}
     | {"box_pictures"},
