@@ -1,13 +1,14 @@
-"""Batches of random pixels, and how a pipeline is made and run in the tests."""
+"""Batches of random pixels, coloured boxes, and how a pipeline is made and run in the tests."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.randomness import Draw
-from cnnctl.structures import Images, Targets
+from cnnctl.structures import NO_BOX, Images, Targets
 
 CLASSES = 10
 
@@ -47,3 +48,96 @@ def run() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         return images.pixels, targets.label
 
     return augmented
+
+
+PAINTS = torch.cartesian_prod(*[torch.tensor([60, 150, 240], dtype=torch.uint8)] * 3)[::3]  # (9, 3)
+BACKGROUND = 10
+
+
+class Painted:
+    """Images whose boxes do not touch, each solid in the colour of its class; nine classes.
+
+    Everything else in a row is a function of the class too, so a row out of line shows.
+    """
+
+    @staticmethod
+    def one(h: int, w: int, seed: int = 0, rows: int = 9) -> tuple[torch.Tensor, dict[str, Any]]:
+        """(3, h, w) uint8 with a box in each of ``rows`` cells of 3 x 3, and its truth."""
+        random = torch.Generator().manual_seed(seed)
+        labels = torch.randperm(9, generator=random)[:rows]
+        corners = torch.rand(rows, 2, 2, generator=random)
+        corners = corners * torch.tensor([0.3, 0.4]) + torch.tensor([0.0, 0.6])  # of a cell
+        cell = torch.arange(rows)[:, None] // torch.tensor([1, 3]) % 3
+        cells = torch.tensor([w, h]) / 3
+        corners = (cell[:, None] + corners.mT) * cells
+        low, high = corners[:, 0].floor(), corners[:, 1].ceil()
+        boxes = torch.cat([low, high], 1)
+        image = torch.full((3, h, w), BACKGROUND, dtype=torch.uint8)
+        for label, (left, top, right, bottom) in zip(labels, boxes.int().tolist(), strict=True):
+            image[:, top:bottom, left:right] = PAINTS[label][:, None, None]
+        area = (high - low).prod(1) * (labels + 1)
+        return image, {
+            "boxes": boxes,
+            "labels": labels,
+            "crowd": labels % 2 == 0,
+            "difficult": labels % 3 == 0,
+            "area": area,
+        }
+
+    @classmethod
+    def many(cls, n: int, h: int, w: int, rows: int = 9) -> tuple[Images, Targets]:
+        """A resident batch of them, with a row of no box at the end of each image's."""
+        images, truths = zip(*(cls.one(h, w, seed, rows) for seed in range(n)), strict=True)
+        columns = {name: torch.stack([truth[name] for truth in truths]) for name in truths[0]}
+        for name, nothing in NO_BOX.items():
+            column = columns[name]
+            empty = column.new_full((n, 1, *column.shape[2:]), nothing)
+            columns[name] = torch.cat([column, empty], 1)
+        return Images(torch.stack(images), [(h, w)] * n, [(h, w)] * n), Targets(
+            torch.arange(n), **columns
+        )
+
+    @staticmethod
+    def truths(targets: Targets) -> list[dict[str, Any]]:
+        """The rows of each image that hold a box; those that hold none are all empty."""
+        columns: Any = {name: getattr(targets, name) for name in NO_BOX}
+        gone = columns["labels"] < 0
+        for name, nothing in NO_BOX.items():
+            assert (columns[name][gone] == nothing).all(), name
+        return [
+            {name: column[row][~gone[row]] for name, column in columns.items()}
+            for row in range(len(gone))
+        ]
+
+    @staticmethod
+    def check(image: torch.Tensor, truth: dict[str, Any], reach: float = 1.6) -> None:
+        """Boxes lie inside, hold the colour of their class, and that colour ends with them.
+
+        Args:
+            reach: how far from a box's edge colours are mixed, pixels.
+        """
+        h, w = image.shape[-2:]
+        boxes, labels = truth["boxes"], truth["labels"]
+        assert {len(truth[name]) for name in NO_BOX} == {len(labels)}
+        assert torch.equal(truth["crowd"], labels % 2 == 0)
+        assert torch.equal(truth["difficult"], labels % 3 == 0)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert (sides > 0).all()
+        assert torch.allclose(truth["area"], sides.prod(1) * (labels + 1), rtol=1e-4)
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([w, h, w, h])).all()
+        y, x = torch.arange(h) + 0.5, torch.arange(w) + 0.5
+        for label in labels.unique():
+            own = (image.float() - PAINTS[label][:, None, None]).abs().amax(0) <= 1.01
+            around = torch.zeros(h, w, dtype=torch.bool)
+            for left, top, right, bottom in boxes[labels == label].tolist():
+                rows = [(y > top + d) & (y < bottom - d) for d in (reach, -reach)]
+                columns = [(x > left + d) & (x < right - d) for d in (reach, -reach)]
+                assert own[rows[0]][:, columns[0]].all(), label
+                around |= rows[1][:, None] & columns[1]
+            assert not (own & ~around).any(), label
+
+
+@pytest.fixture(scope="session")
+def painted() -> type[Painted]:
+    return Painted
