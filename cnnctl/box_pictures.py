@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl import chart_pictures, pictures
 from cnnctl.box_marks import WHITE, Mark, class_colours, counted, marked, with_legend
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
+from cnnctl.metrics.detection import DetectionEvaluator
 from cnnctl.models.base import Model
 from cnnctl.ops.boxes import intersection, iou
 from cnnctl.pictures import BLACK, WRONG
 from cnnctl.structures import Batch, Images, Predictions, Targets
 
-SCORE, OVERLAP = 0.5, 0.5  # a detection from that score on is drawn, from that IoU on it is right
+OVERLAP = 0.5  # IoU from which a detection is right
 SIDE, COLUMNS, SHOWN = 512, 3, 9  # pixels of an image's longer side, images in a row, in all
 MISSED: Colour = (255, 222, 0)
 
@@ -72,27 +74,78 @@ def _kinds_of_truth(targets: Targets) -> list[Mark]:
 
 
 def draw_evaluation(
-    seen: Sequence[tuple[Batch, Predictions]], evaluator: Any, model: Model, data: Dataset
+    seen: Sequence[tuple[Batch, Predictions]],
+    evaluator: DetectionEvaluator,
+    model: Model,
+    data: Dataset,
 ) -> dict[str, Tensor]:
     """Some images with what was found, those with most mistakes, and charts of all images."""
     images = [one for batch, said in seen for one in _seen(batch, said, data)]
     colours = class_colours(len(data.classes), data.palette)
-    step = max(1, len(images) // SHOWN)
+    step, least = max(1, len(images) // SHOWN), evaluator.threshold
     drawn: dict[str, Tensor | None] = {
-        "val/predictions": compared(images[::step][:SHOWN], data.classes, colours)
+        "val/predictions": compared(images[::step][:SHOWN], data.classes, colours, least),
+        "weights/first_layer": pictures.first_layer(
+            model, seen[0][0].images.pixels.shape[1:], data.classes
+        ),
+        **_charts(evaluator, data.classes, colours),
     }
-    mistakes = [(_mistakes(one), -place) for place, one in enumerate(images)]
-    worst = [-place for wrong, place in sorted(mistakes, reverse=True)[:SHOWN] if wrong]
+    mistakes = [(_mistakes(one, least), -place) for place, one in enumerate(images)]
+    worst = [images[-place] for wrong, place in sorted(mistakes, reverse=True)[:SHOWN] if wrong]
     if worst:
-        drawn["val/mistakes"] = compared([images[p] for p in worst], data.classes, colours)
+        drawn["val/mistakes"] = compared(worst, data.classes, colours, least)
     return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
-def compared(images: Sequence[Seen], classes: Sequence[str], colours: Sequence[Colour]) -> Tensor:
-    """Images with truth and what was found, and below each how much of it is right."""
+def _charts(
+    evaluator: DetectionEvaluator, classes: Sequence[str], colours: Sequence[Colour]
+) -> dict[str, Tensor]:
+    """What is true of all images: confusion, errors, curves, scores and sizes."""
+    details = evaluator.details()
+    curves = {  # as average precision sees them: never rising
+        name: (recall.tolist(), np.maximum.accumulate(precision[::-1])[::-1].tolist())
+        for name, (recall, precision) in evaluator.curves().items()
+    }
+    scores, sizes = details["scores"], details["sizes"]
+    every = list(zip(sizes["objects"], sizes["found"], strict=True))
+    last = max([place for place, (count, _) in enumerate(every, 1) if count], default=1)
+    confusion = torch.tensor(details["confusion"])
+    return {
+        "val/confusion": pictures.confusion(confusion, [*classes, "background"]),
+        "val/errors": chart_pictures.errors(details["errors"], details["right"]),
+        "val/precision_recall": chart_pictures.precision_recall(
+            curves, evaluator.per_class(), dict(zip(classes, colours, strict=True))
+        ),
+        "val/scores": chart_pictures.histogram(
+            {"right": scores["right"], "false": scores["wrong"]},
+            scores["edges"],
+            "detections by their score",
+            "score",
+            log=True,
+        ),
+        "val/sizes": chart_pictures.histogram(
+            {
+                "found": [found for _, found in every[:last]],
+                "missed": [count - found for count, found in every[:last]],
+            },
+            sizes["edges"][: last + 1],
+            f"objects by their size (score at least {details['threshold']:g})",
+            "root of the area in pixels",
+        ),
+    }
+
+
+def compared(
+    images: Sequence[Seen], classes: Sequence[str], colours: Sequence[Colour], least: float
+) -> Tensor:
+    """Images with truth and what was found, and below each how much of it is right.
+
+    Args:
+        least: the score from which a detection is drawn.
+    """
     shown, captions = [], []
     for one in images:
-        right, missed, false = verdict(one)
+        right, missed, false = verdict(one, least)
         marks = [
             Mark(box.tolist(), WHITE, thin=True, hatched=crowd)
             for box, lost, crowd in zip(one.truth, missed.tolist(), one.crowd.tolist(), strict=True)
@@ -104,7 +157,7 @@ def compared(images: Sequence[Seen], classes: Sequence[str], colours: Sequence[C
                 one.truth[missed].tolist(), one.truth_labels[missed].tolist(), strict=True
             )
         ]
-        sure = int((one.scores >= SCORE).sum())
+        sure = int((one.scores >= least).sum())
         for place in reversed(range(sure)):  # the most likely on top
             k, wrong = int(one.labels[place]), bool(false[place])
             text = f"{classes[k]} {float(one.scores[place]):.2f}"
@@ -115,7 +168,7 @@ def compared(images: Sequence[Seen], classes: Sequence[str], colours: Sequence[C
         captions.append([f"{found}, {int(false.sum())} false"])
     picture = pictures.gallery(shown, captions, columns=COLUMNS, side=SIDE)
     legend = [
-        Mark((), colours[0], f"found, in the colour of its class (score at least {SCORE})"),
+        Mark((), colours[0], f"found, in the colour of its class (score at least {least:g})"),
         Mark((), WRONG, "false", dashed=True),
         Mark((), MISSED, "missed", dashed=True),
         Mark((), WHITE, "truth", thin=True),
@@ -125,7 +178,7 @@ def compared(images: Sequence[Seen], classes: Sequence[str], colours: Sequence[C
     return with_legend(picture, legend)
 
 
-def verdict(one: Seen) -> tuple[Tensor, Tensor, Tensor]:
+def verdict(one: Seen, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """(D,) right, (R,) missed, (D,) false: bool, of the detections that are likely enough.
 
     As VOC and COCO match: the most likely first, each with the free object of its class that it
@@ -140,7 +193,7 @@ def verdict(one: Seen) -> tuple[Tensor, Tensor, Tensor]:
     excused = torch.where(one.crowd, inside, overlap)  # a crowd's box holds many
     excused[one.labels[:, None] != one.truth_labels] = 0
     excused[:, one.plain] = 0
-    for place in range(int((one.scores >= SCORE).sum())):
+    for place in range(int((one.scores >= least).sum())):
         candidates = overlap[place] * free
         if len(candidates) and float(candidates.max()) >= OVERLAP:
             right[place] = True
@@ -150,8 +203,8 @@ def verdict(one: Seen) -> tuple[Tensor, Tensor, Tensor]:
     return right, free, false
 
 
-def _mistakes(one: Seen) -> int:
-    _, missed, false = verdict(one)
+def _mistakes(one: Seen, least: float) -> int:
+    _, missed, false = verdict(one, least)
     return int(missed.sum() + false.sum())
 
 

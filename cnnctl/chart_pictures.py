@@ -116,7 +116,11 @@ def errors(counts: Mapping[str, float], right: float | None = None) -> Tensor:
 
 
 def histogram(
-    groups: Mapping[str, Sequence[float]], edges: Sequence[float], title: str, label: str
+    groups: Mapping[str, Sequence[float]],
+    edges: Sequence[float],
+    title: str,
+    label: str,
+    log: bool = False,
 ) -> Tensor:
     """How often values lie in each part, for up to three groups: green, red and blue.
 
@@ -124,6 +128,7 @@ def histogram(
         groups: (B,) counts of each part, by the name of the group.
         edges: (B + 1,) of the parts, which are drawn equally wide.
         label: of the horizontal axis.
+        log: counts by their order of magnitude.
     """
     axes = pictures._axes(6, 3.6, left=0.3, right=0.1, bottom=0.1)
     parts = len(edges) - 1
@@ -132,6 +137,10 @@ def histogram(
         x = [part + 0.07 + (place + 0.5) * width for part in range(parts)]
         colour = (_GREEN, _RED, _BLUE)[place]
         axes.bar(x, list(counts), width, color=colour, label=f"{name} ({sum(counts):,.0f})")
+    if log:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     step = 1 if parts <= 12 else max(1, parts // 10)
     ticks = range(0, parts + 1, step)
     axes.set_xticks(list(ticks), [f"{edges[tick]:g}" for tick in ticks])
@@ -216,6 +225,8 @@ def _names(axes: Axes, detectors: Sequence[Detector], areas: Sequence[float]) ->
             ("center", px, py + gap + height / 2),
             ("center", px, py - gap - height / 2),
             ("right", px - gap, py),
+            ("center", px, py + gap + 1.5 * height),
+            ("center", px, py - gap - 1.5 * height),
         ]
         boxes = []
         for how, x, y in sides:
