@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnctl import build, compose
+from cnnctl.commands.speed import Speed, measured
 from cnnctl.data.part import Part
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
@@ -33,6 +35,8 @@ class Scores:
     table: list[tuple[str, str]]
     images: int
     evaluator: Any
+    seconds: float  # of the whole pass, reading included
+    speed: Speed | None = None
 
 
 def run(settings: DictConfig, overrides: list[str], config_dir: str | None = None) -> int:
@@ -55,9 +59,11 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     machine = trainer.machine(processes)
     size = build.augmentation(config, build.facts(config)).size
     with faults_explained(trainer.eval_batch_size or MOST_EVALUATED, size):
-        scores = score(config, state, settings.split, machine, processes, console)
+        scores = score(config, state, settings.split, machine, processes, console, timed=True)
     rows = shown(scores.metrics)
     rows += [*scores.table, ("images", f"{scores.images:,}")]
+    rows.append(("end to end", f"{scores.images / scores.seconds:,.0f} images/s with reading"))
+    rows += scores.speed.rows() if scores.speed else []
     data = regrouped.get("data", state["choices"]["data"])
     title = f"{state['choices']['model']} on {data}, {settings.split}"
     console.table(title, ("", "value"), rows)
@@ -114,8 +120,12 @@ def score(
     processes: Processes,
     console: Console,
     stop: StopFlag | None = None,
+    timed: bool = False,
 ) -> Scores:
     """Score a checkpoint's weights; the same function and batches as during training.
+
+    Args:
+        timed: measure the network's speed too, on some images after the pass.
 
     Raises:
         Stopped: ``stop`` was set.
@@ -150,6 +160,7 @@ def score(
                 raise Stopped(stop.signum or 0)
             bar.advance(bar.done + len(batch))
 
+        start = time.perf_counter()
         metrics = evaluate(
             model,
             loader.in_order(at_once),
@@ -158,7 +169,9 @@ def score(
             processes,
             watch,
         )
-    return Scores(metrics, task.table(evaluator), len(data), evaluator)
+        seconds = time.perf_counter() - start
+        speed = measured(model, loader, machine) if timed else None
+    return Scores(metrics, task.table(evaluator), len(data), evaluator, seconds, speed)
 
 
 def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> Any:
