@@ -4,10 +4,9 @@ Boxes are xyxy in pixels of the network's input, the right and the lower side ex
 says which row of the batch each lies in. No gradient reaches them. What is returned has the type of
 the maps; B may be 0.
 
-RoI align is a weighted sum of pixels, so one ``embedding_bag`` over the table (pixels, channels)
-does all bins of all boxes of all maps, and its gradient is such a bag again: of every pixel over
-the bins that read it. torchvision's operator, which gives the same numbers, is used on a GPU; on a
-CPU its gradient is one thread's work. The others are torchvision's everywhere.
+RoI align is a weighted sum of pixels, so ``weighted_rows`` of the table (pixels, channels) does all
+bins of all boxes of all maps at once. torchvision's operator, which gives the same numbers, is used
+on a GPU; on a CPU its gradient is one thread's work. The others are torchvision's everywhere.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from cnnctl.ops.weighted_rows import weighted_rows
 
 Size = tuple[int, int]
 
@@ -146,7 +145,7 @@ class _Align:
         rows, weights = self._taps()
         tables = [one.permute(0, 2, 3, 1).flatten(0, 2) for one in self.maps]  # (N * H * W, C)
         table = tables[0] if len(tables) == 1 else torch.cat(tables)
-        bins = weighted_rows(table, rows.flatten(0, 2), weights.flatten(0, 2).to(table.dtype))
+        bins = weighted_rows(table, rows.flatten(0, 2), weights.flatten(0, 2))
         return bins.unflatten(0, (len(self.boxes), *self.size)).permute(0, 3, 1, 2)
 
     def _taps(self) -> tuple[Tensor, Tensor]:
@@ -189,46 +188,6 @@ class _Align:
         pixels = torch.stack([pixel, (pixel + 1).minimum(last)], 3)
         shares = torch.stack([1 - share, share], 3) * (inside / self.sampling)[..., None]
         return pixels.flatten(2), shares.flatten(2)
-
-
-def weighted_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """(M, D) with out[m] = sum over t of weights[m, t] * table[rows[m, t]].
-
-    Sums both ways are in an order that only ``rows`` decides.
-
-    Args:
-        table: (R, D).
-        rows: (M, T) int32, in 0..R-1.
-        weights: (M, T) in the type of the table; no gradient reaches them.
-    """
-    return _WeightedRows.apply(table, rows, weights)  # pyright: ignore[reportReturnType]
-
-
-class _WeightedRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weights)
-        ctx.length = len(table)
-        if not rows.numel():
-            return table.new_zeros(len(rows), table.shape[1])
-        return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weights)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        rows, weights = ctx.saved_tensors
-        if not rows.numel():
-            return grad.new_zeros(ctx.length, grad.shape[1]), None, None
-        by_row, order = rows.flatten().sort(stable=True)
-        every = torch.arange(ctx.length, dtype=by_row.dtype, device=by_row.device)
-        transposed = F.embedding_bag(
-            order.div(rows.shape[1], rounding_mode="floor").int(),
-            grad.contiguous(),
-            torch.searchsorted(by_row, every, out_int32=True),
-            mode="sum",
-            per_sample_weights=weights.flatten()[order],
-        )
-        return transposed, None, None
 
 
 def roi_pool(features: Tensor, boxes: Tensor, image: Tensor, size: Size, scale: float) -> Tensor:

@@ -16,7 +16,6 @@ from cnnctl.ops.regions import (
     roi_align,
     roi_pool,
     spatial_pyramid_pool,
-    weighted_rows,
 )
 
 STRIDES = (4, 8, 16, 32)
@@ -206,14 +205,6 @@ class TestEveryPooling:
             pool(features, boxes, image).square().sum().backward()
             gradients.append(features.grad)
         assert torch.equal(*gradients)
-
-
-def test_gradient_of_the_bags():
-    """Against differences, with rows that no bag reads and one that a bag reads twice."""
-    table = random(5, 3).double().requires_grad_()
-    picked = torch.tensor([[0, 2, 2], [4, 0, 2]], dtype=torch.int32)
-    weights = random(2, 3, seed=1).double()
-    assert torch.autograd.gradcheck(lambda t: weighted_rows(t, picked, weights), table)
 
 
 def test_roi_pool_is_torchvisions(boxes, image, maps):
