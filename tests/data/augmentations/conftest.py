@@ -110,12 +110,12 @@ class Painted:
         ]
 
     @staticmethod
-    def check(image: torch.Tensor, truth: dict[str, Any], reach: float = 1.6) -> None:
-        """Boxes lie inside, hold the colour of their class, and that colour ends with them.
+    def colour(label: int) -> torch.Tensor:
+        return PAINTS[label].float()
 
-        Args:
-            reach: how far from a box's edge colours are mixed, pixels.
-        """
+    @staticmethod
+    def check_rows(image: torch.Tensor, truth: dict[str, Any]) -> None:
+        """Rows are aligned, and no box is empty or reaches out of its image."""
         h, w = image.shape[-2:]
         boxes, labels = truth["boxes"], truth["labels"]
         assert {len(truth[name]) for name in NO_BOX} == {len(labels)}
@@ -126,16 +126,35 @@ class Painted:
         assert torch.allclose(truth["area"], sides.prod(1) * (labels + 1), rtol=1e-4)
         assert (boxes >= 0).all()
         assert (boxes <= torch.tensor([w, h, w, h])).all()
+
+    @staticmethod
+    def check_inside(image: torch.Tensor, truth: dict[str, Any], reach: float) -> None:
+        """Boxes hold the colour of their class, all but ``reach`` pixels at their edges."""
+        h, w = image.shape[-2:]
         y, x = torch.arange(h) + 0.5, torch.arange(w) + 0.5
-        for label in labels.unique():
+        for label, box in zip(truth["labels"], truth["boxes"].tolist(), strict=True):
+            left, top, right, bottom = box
+            rows, columns = (y > top + reach) & (y < bottom - reach), x > left + reach
+            inside = image[:, rows][..., columns & (x < right - reach)].float()
+            assert ((inside - PAINTS[label][:, None, None]).abs() <= 1.01).all(), (label, box)
+
+    @classmethod
+    def check(cls, image: torch.Tensor, truth: dict[str, Any], reach: float = 1.6) -> None:
+        """All of this, and a class that has a box has its colour in no other place.
+
+        Args:
+            reach: how far from a box's edge colours are mixed, pixels.
+        """
+        cls.check_rows(image, truth)
+        cls.check_inside(image, truth, reach)
+        h, w = image.shape[-2:]
+        y, x = torch.arange(h) + 0.5, torch.arange(w) + 0.5
+        for label, box in zip(truth["labels"], truth["boxes"].tolist(), strict=True):
+            left, top, right, bottom = box
             own = (image.float() - PAINTS[label][:, None, None]).abs().amax(0) <= 1.01
-            around = torch.zeros(h, w, dtype=torch.bool)
-            for left, top, right, bottom in boxes[labels == label].tolist():
-                rows = [(y > top + d) & (y < bottom - d) for d in (reach, -reach)]
-                columns = [(x > left + d) & (x < right - d) for d in (reach, -reach)]
-                assert own[rows[0]][:, columns[0]].all(), label
-                around |= rows[1][:, None] & columns[1]
-            assert not (own & ~around).any(), label
+            rows = (y > top - reach) & (y < bottom + reach)
+            around = rows[:, None] & (x > left - reach) & (x < right + reach)
+            assert not (own & ~around).any(), (label, box)
 
 
 @pytest.fixture(scope="session")

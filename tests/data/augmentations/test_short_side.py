@@ -100,6 +100,7 @@ def test_flipped_twice_it_is_what_it_was(painted):
     for _ in range(2):
         images, targets = made.batch(images, targets, Draw(5, 0, targets.image_id))
     assert torch.equal(images.pixels, pixels)
+    assert targets.boxes is not None
     assert torch.equal(targets.boxes, boxes)
 
 

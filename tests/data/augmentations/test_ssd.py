@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from cnnctl.data.augmentations.ssd import OVERLAPS, TRIALS, Ssd, _patches, cropped, zoomed_out
 from cnnctl.randomness import Draw
-from cnnctl.structures import Images, Targets
+from cnnctl.structures import NO_BOX, Images, Targets
 
 FILL = 128
 
@@ -167,20 +167,21 @@ def test_an_image_without_boxes_is_cropped_anyhow():
         assert stats.binomtest(as_it_is, 300).pvalue > 1e-3
 
 
-def test_what_an_image_becomes_does_not_depend_on_rows_of_no_box(painted):
-    images, targets = painted.many(8, 48, 48)
-    wide = painted.many(8, 48, 48)
-    rest = {name: getattr(wide[1], name) for name in ("boxes", "labels", "crowd", "difficult")}
-    for name, column in (rest | {"area": wide[1].area}).items():
-        empty = column[:, -1:].repeat_interleave(20, 1)
-        setattr(wide[1], name, torch.cat([column, empty], 1))
-    made, draw = pipeline((48, 48)), Draw(0, 0, torch.arange(8))
-    one, other = made.batch(images, targets, draw), made.batch(*wide, draw)
-    assert torch.equal(one[0].pixels, other[0].pixels)
-    assert torch.equal(one[1].boxes, other[1].boxes[:, :10])
-    alone = painted.many(2, 48, 48)
-    alone = made.batch(*alone, Draw(0, 0, torch.arange(2)))
-    torch.testing.assert_close(alone[0].pixels, one[0].pixels[:2])
+def test_what_an_image_becomes_does_not_depend_on_the_rest_of_its_batch(painted):
+    made, runs = pipeline((48, 48)), []
+    for count, empty in ((8, 0), (8, 20), (2, 0)):
+        images, targets = painted.many(count, 48, 48)
+        for name in NO_BOX:  # rows of no box, as others with more boxes make them
+            column = getattr(targets, name)
+            more = column[:, -1:].repeat_interleave(empty, 1)
+            setattr(targets, name, torch.cat([column, more], 1))
+        images, targets = made.batch(images, targets, Draw(0, 0, targets.image_id))
+        runs.append((images.pixels, painted.truths(targets)))
+    (pixels, truths), (padded, same), (few, _) = runs
+    assert torch.equal(pixels, padded)
+    for one, other in zip(truths, same, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in NO_BOX)
+    torch.testing.assert_close(few, pixels[:2])
 
 
 def test_it_is_a_function_of_the_seed(painted):

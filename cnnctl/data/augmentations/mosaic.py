@@ -1,0 +1,100 @@
+"""Mosaic: Bochkovskiy, Wang, Liao, "YOLOv4: optimal speed and accuracy of object detection",
+arXiv:2004.10934, section 3.3: four images in one, so that objects appear outside of their usual
+context and at other scales.
+
+Differs from the paper: each of the four is shrunk by its own factor, evenly drawn, to at least its
+part of the picture (the paper's code leaves this to the jitter); the other three come from the
+same batch; a box goes where less than a fifth of it is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cnnctl.data.augmentations.boxes import LEAST, carried, set_boxes, share_left
+from cnnctl.data.augmentations.yolo import Yolo
+from cnnctl.data.windows import present, resampled
+from cnnctl.randomness import Draw
+from cnnctl.structures import NO_BOX, Images, Targets
+
+EDGE = 0.2  # the point where the four meet stays away from the edges by this share
+
+
+class Mosaic(Yolo):
+    """YOLO's jitter, then parts of four images of the batch around a random point.
+
+    Columns of boxes become four times as wide; rows that hold none stay among them.
+
+    Args:
+        probability: of a mosaic at all; 0.5 in the paper's code.
+    """
+
+    mixes = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        mirror: bool,
+        native: tuple[int, int] | None,
+        mean: tuple[float, ...] = (0.0,),
+        size: int | None = None,
+        probability: float = 0.5,
+        jitter: float = 0.2,
+        exposure: float = 1.5,
+        saturation: float = 1.5,
+        flip: bool | None = None,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            mirror=mirror,
+            native=native,
+            mean=mean,
+            size=size,
+            jitter=jitter,
+            exposure=exposure,
+            saturation=saturation,
+            flip=flip,
+        )
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be from 0 to 1, got {probability}")
+        self.probability = probability
+
+    def batch(self, images: Images, targets: Targets, draw: Draw) -> tuple[Images, Targets]:
+        images, targets = super().batch(images, targets, draw)
+        boxes, there = present(targets)
+        pixels, nothing = images.pixels.float(), torch.zeros(1, 1, 1)
+        images.pixels, moved, kept = torch.zeros_like(pixels), [], []
+        for turn, (into, source) in enumerate(parts(self.size, self.probability, draw)):
+            # The batch is in random order, so those before an image are random partners.
+            images.pixels += resampled(pixels.roll(turn, 0), source, into, self.size, nothing)
+            own = boxes.roll(turn, 0)
+            moved.append(carried(own, source, into))
+            kept.append(there.roll(turn, 0) & (share_left(own, source) >= LEAST))
+        for name in NO_BOX:
+            if (column := getattr(targets, name)) is not None:
+                setattr(targets, name, torch.cat([column.roll(turn, 0) for turn in range(4)], 1))
+        set_boxes(targets, torch.cat(moved, 1), torch.cat(kept, 1))
+        return images, targets
+
+
+def parts(size: tuple[int, int], probability: float, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where each of four images goes in a mosaic, and what is seen of it: (N, 4) each.
+
+    The four meet in one point and cover the whole; all are whole pixels, inside of each image.
+    Where there is to be no mosaic the first covers the whole.
+    """
+    whole = torch.tensor([size[1], size[0]], device=draw.index.device)
+    meet = (whole * (EDGE + (1 - 2 * EDGE) * draw.uniform("mosaic centre", 2))).round()  # (N, 2)
+    meet = torch.where(draw.chance("mosaic", probability)[:, None], meet, whole)
+    for corner, part in enumerate(draw.uniform("mosaic parts", 12).view(-1, 4, 3).unbind(1)):
+        far = torch.tensor([corner % 2, corner // 2], device=whole.device) > 0  # right, below
+        sides = torch.where(far, whole - meet, meet)
+        first = torch.where(far, meet, 0)
+        smallest = (sides / whole).amax(1, keepdim=True)
+        factor = smallest + (1 - smallest) * part[:, :1]
+        seen = (sides / factor).round().minimum(whole)
+        start = ((whole - seen + 1) * part[:, 1:]).floor()
+        yield torch.cat([first, first + sides], 1), torch.cat([start, start + seen], 1)
