@@ -6,7 +6,7 @@ Differs from the paper: a position is the upper left corner of its cell, not the
 are ReLU's and not exponentials with a scale of each level; the score is the root of class times
 centre-ness. So has torchvision. Losses are divided by the positive positions of their own image, so
 that it does not matter which images are together in a batch. For images below 256 pixels P6 and P7
-are left out.
+are left out, and pyramid and head have 128 channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from cnnctl.backbones.base import Backbone
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
-from cnnctl.models.one_stage import pyramid_of, require_counts, require_shares
+from cnnctl.models.one_stage import pyramid_of, require_counts, require_shares, width_for
 from cnnctl.models.published_detectors import load_published
 from cnnctl.ops.boxes import Detections, area, centred
 from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
@@ -52,7 +52,8 @@ class FCOS(DetectionModel):
         size: (h, w) of the training input.
         maps: of the backbone, that the pyramid stands on.
         coarse: two more levels beyond the last map (P6, P7); None: where ``size`` is 256 or more.
-        width: channels of pyramid and head, a multiple of 32; the paper's is 256.
+        width: channels of pyramid and head, a multiple of 32; None is the paper's 256, or 128
+            where ``size`` is below 256.
         reach: a level finds boxes whose farthest side is ``reach / 2`` to ``reach`` strides off;
             the finest takes all smaller ones too, the coarsest all larger ones.
         radius: of centre sampling: positions so many strides around a box's centre are its own.
@@ -79,7 +80,7 @@ class FCOS(DetectionModel):
         size: tuple[int, int],
         maps: tuple[str, ...] = ("c3", "c4", "c5"),
         coarse: bool | None = None,
-        width: int = 256,
+        width: int | None = None,
         reach: float = 8.0,
         radius: float = 1.5,
         alpha: float = 0.25,
@@ -92,6 +93,8 @@ class FCOS(DetectionModel):
         classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
+        if width is None:
+            width = width_for(size)
         require_counts(width=width, detections=detections)
         require_shares(alpha=alpha, score=score, overlap=overlap)
         if not (reach > 0 and radius > 0 and gamma >= 0):

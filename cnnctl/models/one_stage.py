@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import Pyramid
 
-COARSE = 256  # pixels of the shorter side from which the two coarsest levels are of use
+SMALL = 256  # pixels of the shorter side below which the papers' numbers are too much
+
+
+def width_for(size: tuple[int, int]) -> int:
+    """Channels of pyramid and head where none are asked for, for a training input of (h, w)."""
+    return 256 if min(size) >= SMALL else 128
 
 
 def pyramid_of(
@@ -26,7 +31,7 @@ def pyramid_of(
     if not maps:
         raise ValueError("maps must name at least one map of the backbone, got none")
     if coarse is None:
-        coarse = min(size) >= COARSE
+        coarse = min(size) >= SMALL
     pyramid = Pyramid(backbone, maps, width, "p6p7_of_p5" if coarse else "pool", frozen_norm)
     if not coarse:
         pyramid.fpn.extra_blocks = None

@@ -5,7 +5,8 @@ is torchvision's, whose names of weights are kept so that the published ones loa
 Differs from the paper: P6 is made of P5 and not of C5; L1 and not smooth L1; the anchor that
 overlaps a box most belongs to it however little that is; sides of anchors are whole pixels. So has
 torchvision. Losses are divided by the positive anchors of their own image, so that it does not
-matter which images are together in a batch. For images below 256 pixels P6 and P7 are left out.
+matter which images are together in a batch. For images below 256 pixels P6 and P7 are left out,
+and pyramid and head have 128 channels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from cnnctl.backbones.base import Backbone
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
-from cnnctl.models.one_stage import pyramid_of, require_counts, require_shares
+from cnnctl.models.one_stage import pyramid_of, require_counts, require_shares, width_for
 from cnnctl.models.published_detectors import load_published
 from cnnctl.ops.anchors import shapes
 from cnnctl.ops.boxes import Detections, decode, encode
@@ -51,7 +52,8 @@ class RetinaNet(DetectionModel):
         size: (h, w) of the training input.
         maps: of the backbone, that the pyramid stands on.
         coarse: two more levels beyond the last map (P6, P7); None: where ``size`` is 256 or more.
-        width: channels of pyramid and head; the paper's is 256.
+        width: channels of pyramid and head; None is the paper's 256, or 128 where ``size`` is
+            below 256.
         anchor_scale: side of a level's smallest anchors, in its strides.
         alpha, gamma: of the focal loss.
         high, low: an anchor is an object's from IoU ``high`` on, and background below ``low``.
@@ -77,7 +79,7 @@ class RetinaNet(DetectionModel):
         size: tuple[int, int],
         maps: tuple[str, ...] = ("c3", "c4", "c5"),
         coarse: bool | None = None,
-        width: int = 256,
+        width: int | None = None,
         anchor_scale: float = 4.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
@@ -91,6 +93,8 @@ class RetinaNet(DetectionModel):
         classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
+        if width is None:
+            width = width_for(size)
         require_counts(width=width, detections=detections)
         require_shares(alpha=alpha, high=high, low=low, score=score, overlap=overlap)
         if not (anchor_scale > 0 and gamma >= 0 and low <= high):
