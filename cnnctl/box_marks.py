@@ -65,8 +65,8 @@ def class_colours(count: int, palette: Sequence[Colour] | None = None) -> list[C
 
 def _bright(number: int) -> Colour:
     turn = 0.40 + number * _GOLDEN
-    hue = turn % 1 * 0.8
-    hue += 0.05 if hue < 0.07 else 0.14  # 0 is red and 1/6 is yellow
+    hue = turn % 1 * 0.79
+    hue += 0.08 if hue < 0.05 else 0.15  # 0 is red and 1/6 is yellow
     saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.95, 0.8))[number // 5 % 3]
     channels = colorsys.hsv_to_rgb(hue, saturation, value)
     whiter = max(0.0, 1 - (1 - _LIGHT) / (1 - luminance(channels)))  # blue is dark as it is
@@ -147,11 +147,11 @@ def _placed(
 def _frame(pen: Any, corners: Corners, mark: Mark, width: int) -> None:
     left, top, right, bottom = corners
     if mark.thin:
-        pen.rectangle(corners, outline=mark.colour, width=max(1, width // 2))
+        _line(pen, corners, mark.colour, max(1, width // 2))
         return
-    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=BLACK, width=width + 2)
+    _line(pen, (left - 1, top - 1, right + 1, bottom + 1), BLACK, width + 2)
     if not mark.dashed:
-        pen.rectangle(corners, outline=mark.colour, width=width)
+        _line(pen, corners, mark.colour, width)
         return
     dash, step = 4 * width, 7 * width
     for x in range(left, right + 1, step):
@@ -162,6 +162,13 @@ def _frame(pen: Any, corners: Corners, mark: Mark, width: int) -> None:
         end = min(y + dash - 1, bottom)
         for x in (left, max(left, right - width + 1)):
             pen.rectangle((x, y, min(x + width - 1, right), end), fill=mark.colour)
+
+
+def _line(pen: Any, corners: Corners, colour: Colour, width: int) -> None:
+    """A line that stays inside its box; Pillow's does not where the box is narrower than two."""
+    left, top, right, bottom = corners
+    narrow = min(right - left, bottom - top) < 2 * width
+    pen.rectangle(corners, colour if narrow else None, colour, 1 if narrow else width)
 
 
 def _hatch(picture: Image, corners: Corners, colour: Colour, step: int) -> None:

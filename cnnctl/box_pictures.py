@@ -29,6 +29,7 @@ OVERLAP = 0.5  # IoU from which a detection is right
 SIDE, COLUMNS, SHOWN = 512, 3, 9  # pixels of an image's longer side, images in a row, in all
 MISSED: Colour = (255, 222, 0)
 
+_LEGEND = 18  # pixels of a letter
 _SMALL, _LARGE = 320, 640  # images up to the first are enlarged to at most the second to annotate
 
 
@@ -60,7 +61,7 @@ def draw_batch(batch: Batch, data: Dataset) -> dict[str, Tensor]:
         shown.append(_chw(marked(one.image, _smallest_on_top(marks), SIDE)))
         captions.append([counted(len(marks), "box", "boxes")])
     picture = pictures.gallery(shown, captions, columns=COLUMNS, side=SIDE)
-    return {"train/batch": with_legend(picture, _kinds_of_truth(part.targets))}
+    return {"train/batch": with_legend(picture, _kinds_of_truth(part.targets), _LEGEND)}
 
 
 def _kinds_of_truth(targets: Targets) -> list[Mark]:
@@ -171,11 +172,13 @@ def compared(
         Mark((), colours[0], f"found, in the colour of its class (score at least {least:g})"),
         Mark((), WRONG, "false", dashed=True),
         Mark((), MISSED, "missed", dashed=True),
-        Mark((), WHITE, "truth", thin=True),
+        Mark((), WHITE, "truth (with nothing on it: difficult, need not be found)", thin=True),
     ]
+    if all((one.plain | one.crowd).all() for one in images):
+        legend[-1] = Mark((), WHITE, "truth", thin=True)
     if any(one.crowd.any() for one in images):
         legend.append(Mark((), WHITE, "crowd", thin=True, hatched=True))
-    return with_legend(picture, legend)
+    return with_legend(picture, legend, _LEGEND)
 
 
 def verdict(one: Seen, least: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,7 +239,9 @@ def annotated(
         Mark((), colours.get(name, WHITE), f"{name} {best[name]:.2f}" + _others(count - 1))
         for name, count in counts.items()
     ]
-    legend = legend or [Mark((), WHITE, "nothing found", thin=True)]
+    if not legend:
+        side = max(picture.shape[:2])
+        return pictures.gallery([_chw(picture)], [["nothing found"]], side=side)
     return with_legend(picture, legend, max(14, round(max(picture.shape[:2]) / 45)))
 
 

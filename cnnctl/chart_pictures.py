@@ -46,14 +46,15 @@ def precision_recall(
     colours: Mapping[str, Colour],
     title: str = "precision and recall of each class",
 ) -> Tensor:
-    """A line for each class; of many classes the best and the worst have a colour and a name.
+    """A line for each class; of many classes the best (solid) and the worst (dashed) have a name.
 
     Args:
         curves: recall and precision of each class, by falling score.
         ap: what a class's area under its curve is.
     """
     ranked = sorted(curves, key=lambda name: -_known(ap.get(name, 0.0)))
-    named = ranked if len(ranked) <= _CURVES else [*ranked[:_NAMED], *ranked[-_NAMED:]]
+    many = len(ranked) > _CURVES
+    named = [*ranked[:_NAMED], *ranked[-_NAMED:]] if many else ranked
     longest = max((len(pictures._short(name)) for name in named), default=0)
     axes = pictures._axes(6, 5, left=0.4, right=0.8 + 0.11 * (longest + 6), bottom=0.1)
     for name in [name for name in ranked if name not in named]:
@@ -62,8 +63,9 @@ def precision_recall(
         label = pictures._short(name)
         if name in ap and not math.isnan(ap[name]):
             label += f"  {ap[name]:.1%}"
-        style = "-" if place % 2 == 0 else "--"
-        colour = _dark(colours.get(name, (120, 120, 120)))
+        dashed = place >= _NAMED if many else place % 2
+        style = "--" if dashed else "-"
+        colour = f"C{place % _NAMED}" if many else _dark(colours.get(name, (120, 120, 120)))
         axes.plot(
             *_stepped(curves[name]), color=colour, label=label, linewidth=2.2, linestyle=style
         )
@@ -137,7 +139,7 @@ def histogram(
         x = [part + 0.07 + (place + 0.5) * width for part in range(parts)]
         colour = (_GREEN, _RED, _BLUE)[place]
         axes.bar(x, list(counts), width, color=colour, label=f"{name} ({sum(counts):,.0f})")
-    if log:
+    if log and any(map(any, groups.values())):
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.5)
         axes.yaxis.set_major_formatter("{x:,.0f}")
