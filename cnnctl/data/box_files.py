@@ -174,16 +174,17 @@ class BoxFiles(Dataset):
         return found
 
     def refuse_boxless(self, where: str) -> None:
-        """Raise UserError where no image of the split has a box.
+        """Raise UserError where no image of the split has a box that counts.
 
         Args:
             where: the file or folder to name.
         """
-        if len(self.table.boxes):
+        if not (self.table.crowd | self.table.difficult).all():
             return
         none = "not one of them has a box" if len(self) > 1 else "it has no box"
+        kinds = " that is not difficult or a crowd" if len(self.table.boxes) else ""
         raise UserError(
-            f"{self.split} has {len(self):,} images, and {none}",
+            f"{self.split} has {len(self):,} images, and {none}{kinds}",
             file=where,
             advice="nothing can be learned or scored: complete the boxes, or divide otherwise",
             code=Exit.DATA,

@@ -1,0 +1,307 @@
+"""Find the images and the boxes in a folder of the user's own, and tell the format by looking."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cnnctl.data.class_folders import has_images, images_below
+from cnnctl.data.image_file import EXTENSIONS, printable
+from cnnctl.data.mask_layout import IMAGES, PARTS
+from cnnctl.data.mask_pairs import listed
+from cnnctl.errors import Exit, UserError
+
+Form = Literal["coco", "voc", "yolo"]
+
+_ENDS: dict[Form, str] = {"voc": ".xml", "yolo": ".txt"}  # of a file for each image
+_NAMES: dict[Form, str] = {"coco": "COCO JSON", "voc": "VOC XML", "yolo": "YOLO text"}
+_TRUTHS = ("labels", "label", "Annotations", "annotations", "xml", "xmls")  # folders
+_OWN_PARTS = {"train": "obj_train_data", "val": "obj_valid_data", "test": "obj_test_data"}
+_OTHER_JSON = {"captions", "keypoints", "panoptic", "stuff", "info"}  # COCO's, without boxes
+_NO_LABELS = re.compile(
+    r"(classes|labels?|names?|train|val|valid|test|readme.*|notes?|license|requirements).txt", re.I
+)
+ADVICE = (
+    "COCO: a .json of images, annotations and categories; VOC: an .xml for each image, beside it "
+    "or in Annotations/; YOLO: a .txt for each, beside it or in labels/, and data.yaml or "
+    "classes.txt; divided into train/, val/, test/ or not"
+)
+
+Pair = tuple[Path, Path | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the images and the boxes of a part are."""
+
+    images: Path  # a folder
+    truth: Path  # a JSON file, or a folder with a file for each image
+
+
+@dataclass(frozen=True)
+class Layout:
+    form: Form
+    parts: dict[str, Part]  # "" where not divided
+    no_test: str = "has no folder test/ beside train/"  # why, where ``parts`` has none
+    remarks: list[str] = field(default_factory=list)
+
+
+def find_layout(root: Path, form: Form | None = None) -> Layout:
+    """What is there, and in which format.
+
+    Args:
+        form: the format, where it is known; what is there of others is then not looked at.
+
+    Raises:
+        UserError: no format is recognised, more than one is, or a part has no boxes (code 3).
+    """
+    folders = _image_folders(root)
+    found: dict[Form, dict[str, Part]] = {}
+    for kind in _NAMES if form is None else (form,):
+        parts = _json_parts(root, folders) if kind == "coco" else _parts(root, folders, kind)
+        if parts:
+            found[kind] = parts
+    if len(found) > 1:
+        both = " and ".join(
+            f"{_NAMES[kind]} ({printable(next(iter(parts.values())).truth)})"
+            for kind, parts in found.items()
+        )
+        advice = " or ".join(f"data.format={kind}" for kind in found)
+        raise _error(root, f"holds boxes in several formats: {both}", advice)
+    if not found:
+        wanted = "boxes" if form is None else f"{_NAMES[form]} of them"
+        raise _error(root, f"has no {wanted} that can be recognised: {_holds(root)}", ADVICE)
+    (kind, parts), *_ = found.items()
+    return _checked(root, kind, parts, folders)
+
+
+def _checked(root: Path, form: Form, parts: dict[str, Part], folders: dict[str, Path]) -> Layout:
+    no_test = Layout.no_test
+    if parts.keys() == {""}:
+        return Layout(form, parts)
+    for part, folder in folders.items():
+        if part in parts or not part:
+            continue
+        problem = f"holds images and no {_NAMES[form]} of them"
+        if part != "test":
+            raise _error(folder, problem, "add the boxes, or move the folder away")
+        no_test = f"{folder.relative_to(root)}/ {problem}"
+    if "train" not in parts:
+        raise _error(root, f"has {next(iter(parts))}/ but no train/", "name a part train")
+    return Layout(form, parts, no_test)
+
+
+def _image_folders(root: Path) -> dict[str, Path]:
+    """The folder of each part's images; "" is of all where they are not divided.
+
+    Raises:
+        UserError: there are no images, or two folders can be one part's.
+    """
+    above = next((root / name for name in IMAGES if (root / name).is_dir()), None)
+    for place in (root, above):
+        if place is None:
+            continue
+        parts = _part_folders(place)
+        parts = {part: _inner(folder) for part, folder in parts.items()}
+        if parts := {part: folder for part, folder in parts.items() if has_images(folder)}:
+            return parts
+    if above is not None and has_images(above):
+        return {"": above}
+    if not has_images(root):
+        raise _error(root, f"holds no images: {_holds(root)}", ADVICE)
+    return {"": root}
+
+
+def _inner(folder: Path) -> Path:
+    """``train/images`` of ``train``, where there is one."""
+    return next((folder / name for name in IMAGES if (folder / name).is_dir()), folder)
+
+
+def _part_folders(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        part = _part_of(path.name) if path.is_dir() else None
+        if part is None:
+            continue
+        if part in found:
+            both = f"{found[part].name}/ and {path.name}/"
+            raise _error(folder, f"has {both}: which of them is {part}?", "rename one")
+        found[part] = path
+    return found
+
+
+def _part_of(name: str) -> str | None:
+    """train of train, training, train2017 and obj_train_data."""
+    for part, names in PARTS.items():
+        if re.fullmatch(rf"({'|'.join(names)})[_-]?\d*", name.lower()) or name == _OWN_PARTS[part]:
+            return part
+    return None
+
+
+def _parts(root: Path, folders: dict[str, Path], form: Form) -> dict[str, Part]:
+    """The parts that have a file for an image at least."""
+    found = {}
+    for part, images in folders.items():
+        stems = set(by_name(images))
+        for place in _truth_folders(root, images):
+            if any(name in stems for name in files_below(place, _ENDS[form])):
+                found[part] = Part(images, place)
+                break
+    return found
+
+
+def _truth_folders(root: Path, images: Path) -> Iterator[Path]:
+    """Where the boxes of images in a folder can be: beside them, or in a folder of their own."""
+    yield images
+    for above in (images, images.parent, images.parent.parent):
+        if not above.is_relative_to(root):
+            return
+        for name in _TRUTHS:
+            for place in (above / name / images.name, above / name):
+                if place.is_dir():
+                    yield place
+
+
+def _json_parts(root: Path, folders: dict[str, Path]) -> dict[str, Part]:
+    """The annotation file of each part: in its folder, or named after it."""
+    parts = {}
+    for part, images in folders.items():
+        places = [images, images / "annotations"]
+        if part and images.parent != root and images.parent.parent == root:
+            places += [images.parent, images.parent / "annotations"]  # root/train of train/images
+        if part and (files := _json_files(places)):
+            parts[part] = Part(images, _only(files))
+    if parts:
+        return parts
+    above = {folder.parent for folder in folders.values()} | set(folders.values())
+    places = [root, root / "annotations", root / "Annotations", *sorted(above)]
+    files = _json_files([place for place in places if place.is_relative_to(root)])
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.stem.lower())
+        part = next((p for word in words if (p := _part_of(word))), None)
+        named.setdefault(part or "", []).append(file)
+    if "" in named and len(named) > 1:
+        del named[""]
+    every = folders.get("", root)
+    return {part: Part(folders.get(part, every), _only(own)) for part, own in named.items()}
+
+
+def _json_files(places: list[Path]) -> list[Path]:
+    """Annotation files in COCO's format in some folders, by what they hold."""
+    files = dict.fromkeys(
+        path
+        for place in places
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.suffix.lower() == ".json" and path.name[0] != "." and path.is_file()
+    )
+    return [file for file in files if _is_coco(file)]
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether it has the keys of COCO's instances, wherever they are in it."""
+    if _OTHER_JSON & set(re.split(r"[^a-z]+", file.stem.lower())):
+        return False
+    try:
+        with (
+            open(file, "rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as m,
+        ):
+            return all(m.find(key) >= 0 for key in (b'"images"', b'"annotations"'))
+    except (OSError, ValueError):  # ValueError: an empty file
+        return False
+
+
+def _only(files: list[Path]) -> Path:
+    if len(files) > 1:
+        both = " and ".join(file.name for file in files[:2])
+        raise _error(files[0].parent, f"has {both}: which of them is meant?", "move one away")
+    return files[0]
+
+
+def image_folder(root: Path, part: Part, names: Sequence[str]) -> Path:
+    """The folder that the file names in a JSON file start from.
+
+    Raises:
+        UserError: images are not there (code 3).
+    """
+    near = [part.truth.parent, part.truth.parent.parent, root]
+    places = [part.images, *near, *(place / name for place in near for name in IMAGES)]
+    places = [place for place in dict.fromkeys(places) if place.is_relative_to(root)]
+    folder = next((p for p in places if (p / names[0]).is_file()), part.images)
+    if lacking := [name for name in names if not (folder / name).is_file()]:
+        more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
+        raise _error(
+            part.truth,
+            f"names an image that is not there: {printable(folder / lacking[0])}{more}",
+            "complete the images, or take their records out of the file",
+        )
+    return folder
+
+
+def match(part: Part, form: Form, *, alone: bool) -> list[Pair]:
+    """(image, its file of boxes or None) of every image, in the order of their names.
+
+    Args:
+        alone: no other part's files are in the folder, so one without an image is an error.
+
+    Raises:
+        UserError: two images of one name, or a file of boxes without an image (code 3).
+    """
+    images, truths = by_name(part.images), files_below(part.truth, _ENDS[form])
+    if alone and (more := [truths[name] for name in truths if name not in images]):
+        more = [file for file in more if form == "voc" or not _NO_LABELS.fullmatch(file.name)]
+        if more:
+            others = f" (and {len(more) - 1:,} more)" if len(more) > 1 else ""
+            problem = f"boxes without an image{others} in {printable(part.images)}"
+            raise _error(more[0], problem, "add the image, or move the boxes away")
+    return [(path, truths.get(name)) for name, path in images.items()]
+
+
+def by_name(folder: Path) -> dict[str, Path]:
+    """Path below ``folder`` without extension -> image."""
+    found: dict[str, Path] = {}
+    for path in images_below(folder):
+        name = os.path.splitext(os.path.relpath(path, folder))[0]
+        if name in found:
+            raise _error(path, f"has the same name as {found[name].name}", "keep one of the two")
+        found[name] = path
+    return found
+
+
+def files_below(folder: Path, end: str) -> dict[str, Path]:
+    """Path below ``folder`` without extension -> file of one kind, hidden ones left out."""
+    found = {}
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(names):
+            if name[0] != "." and name.lower().endswith(end):
+                path = os.path.join(here, name)
+                found[os.path.splitext(os.path.relpath(path, folder))[0]] = Path(path)
+    return found
+
+
+def _holds(root: Path) -> str:
+    """``it holds 12 images, 12 .json, labels/``."""
+    counts: dict[str, int] = {}
+    for _, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in names:
+            end = os.path.splitext(name)[1].lower()
+            kind = "images" if end in EXTENSIONS else end or "files without an extension"
+            counts[kind] = counts.get(kind, 0) + (name[0] != ".")
+        if sum(counts.values()) > 100_000:
+            break
+    kinds = sorted(((count, kind) for kind, count in counts.items() if count), reverse=True)
+    shown = [f"{count:,} {kind}" for count, kind in kinds]
+    return f"it holds {listed(shown, 5)}" if shown else "it is empty"
+
+
+def _error(file: Path, problem: str, advice: str) -> UserError:
+    return UserError(problem, file=printable(file), advice=advice, code=Exit.DATA)
