@@ -90,17 +90,38 @@ class COCOBoxes(COCOSplit):
             boxes (R, 4) float32 xyxy in pixels, labels (R,) int64, crowd and difficult (R,) bool,
             and area (R,) float32 pixels of the object itself.
         """
-        part, index_of = self.annotations(index), self.index
-        h, w = index_of.sizes[self.chosen[index]]
-        boxes = index_of.boxes[part].clip(0, (w, h, w, h)).astype(np.float32)
-        labels = self.table[index_of.categories[part]]
+        own = self.index.annotations(int(self.chosen[index]))
+        columns = self._columns(np.arange(own.start, own.stop), np.full(len(own), index))
+        del columns["image"]
+        truth = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return {name: c.float() if c.is_floating_point() else c for name, c in truth.items()}
+
+    def all_truth(self) -> dict[str, np.ndarray]:
+        """The boxes of all samples, to score detections by.
+
+        In float64: an overlap of exactly 0.75 must not fall below it by rounding, which moves AP in
+        the fourth digit where detections were made from the truth.
+
+        Returns:
+            image (R,) int64, the sample of each, in order; and the columns of ``truth``.
+        """
+        images, own = self.rows()
+        return self._columns(own.nonzero()[0], np.searchsorted(self.chosen, images[own]))
+
+    def _columns(self, rows: np.ndarray, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Of annotations, ``rows`` (A,) of the index, which are of the samples ``image`` (A,)."""
+        h, w = self.index.sizes[self.chosen[image]].T
+        corners = self.index.boxes[rows].clip(0)
+        boxes = np.minimum(corners, np.stack((w, h, w, h), 1))
+        labels = self.table[self.index.categories[rows]]
         kept = (labels >= 0) & (boxes[:, 2] > boxes[:, 0])
         return {
-            "boxes": torch.from_numpy(boxes[kept]),
-            "labels": torch.from_numpy(labels[kept]),
-            "crowd": torch.from_numpy(index_of.crowds[part][kept]),
-            "difficult": torch.zeros(int(kept.sum()), dtype=torch.bool),
-            "area": torch.from_numpy(index_of.areas[part][kept].astype(np.float32)),
+            "image": image[kept],
+            "boxes": boxes[kept],
+            "labels": labels[kept],
+            "crowd": self.index.crowds[rows][kept],
+            "difficult": np.zeros(int(kept.sum()), bool),
+            "area": self.index.areas[rows][kept],
         }
 
     def class_counts(self) -> list[int]:
@@ -113,26 +134,25 @@ class COCOBoxes(COCOSplit):
         own &= self.table[index.categories] >= 0
         x1, y1, x2, y2 = index.boxes.T
         h, w = index.sizes[images].T
-        flat = (x2 <= x1) & own
+        flat = x2 <= x1
         past = np.maximum.reduce([-x1, -y1, x2 - w, y2 - h])
         covered = (x2 - x1) * (y2 - y1)
         odd = (index.areas > 1.01 * covered + 1) | ((index.areas == 0) & (covered > 0))
         found = (
-            (own & (past > 0.01), "reach past the edge of their image and are cut off there"),
-            (flat, "have no height or no width and are left out"),
-            (own & odd, "have an area larger than the box, or 0; COCO's small, medium and large "
-             "go by it"),
-        )  # fmt: skip
+            (own & (past > 0.01), "cut off at the edge of the image"),
+            (own & flat, "left out: no height or no width"),
+            (own & odd, "with an area larger than the box, or 0 (COCO's small, medium and large)"),
+        )
         lines = [
-            f"{int(rows.sum()):,} boxes {what} (annotation {index.annotation_ids[rows.argmax()]})"
+            f"{int(rows.sum()):,} box(es) {what}: annotation {index.annotation_ids[rows.argmax()]}"
             for rows, what in found
             if rows.any()
         ]
         outlines = index.unfit["segmentation"]
         if 0 < outlines.count < len(own):  # all: a file of boxes alone
             lines.append(
-                f"{outlines.count:,} annotations have no outline to be drawn, which boxes do not "
-                f"need ({outlines.record}: {outlines.problem})"
+                f"{outlines.count:,} annotation(s) without an outline that can be drawn, which "
+                f"boxes do not need: {outlines.record}: {outlines.problem}"
             )
         return lines
 

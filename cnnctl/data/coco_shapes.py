@@ -24,6 +24,9 @@ def check_box(box: Any, height: int, width: int) -> tuple[float, float, float, f
         ValueError: ``bbox[2]: is text, must be a number``: it is no box, or not in this image.
     """
     x, y, w, h = check_four(box)
+    for place, name in ((2, "width"), (3, "height")):
+        if box[place] < 0:
+            raise ValueError(f"bbox[{place}]: the {name} is {box[place]}, must be > 0")
     if x < -width or y < -height or x + w > 2 * width or y + h > 2 * height:
         raise ValueError(f"bbox: {box} reaches far outside the image of {width} x {height}")
     for place, name, low, most in ((2, "width", x, width), (3, "height", y, height)):
@@ -37,7 +40,7 @@ def check_box(box: Any, height: int, width: int) -> tuple[float, float, float, f
 
 
 def check_four(box: Any) -> list[float]:
-    """x, y, width, height: finite numbers, the last two not negative; raises ValueError."""
+    """Four finite numbers; raises ValueError."""
     if not isinstance(box, list):
         raise ValueError(f"bbox: is {kind(box)}, must be [x, y, width, height]")
     if len(box) != 4:
@@ -47,9 +50,6 @@ def check_four(box: Any) -> list[float]:
             raise ValueError(f"bbox[{place}]: is {kind(value)}, must be a number")
         if not -sys.float_info.max <= value <= sys.float_info.max:
             raise ValueError(f"bbox[{place}]: is not finite")
-    for place, name in ((2, "width"), (3, "height")):
-        if box[place] < 0:
-            raise ValueError(f"bbox[{place}]: the {name} is {box[place]}, must be > 0")
     return box
 
 

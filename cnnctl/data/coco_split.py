@@ -72,7 +72,7 @@ class COCOSplit(Dataset):
             chosen = range(len(self.index))
         else:
             chosen = divide(len(self.index), shares, self.file)[split]
-        self.chosen = np.array(chosen, np.int64)  # (M,) positions in the index
+        self.chosen = np.array(chosen, np.int64)  # (M,) positions in the index, upwards
         self._check_images()
 
     def categories(self, chosen: tuple[str, ...] | None) -> list[str]:
@@ -94,11 +94,6 @@ class COCOSplit(Dataset):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"classes must be different categories, one at least, got {names}")
         return names
-
-    def annotations(self, index: int) -> slice:
-        """Where the annotations of a sample are in the index."""
-        own = self.index.annotations(int(self.chosen[index]))
-        return slice(own.start, own.stop)
 
     def image(self, index: int) -> Tensor:
         """The pixels of a sample, (3, h, w) uint8, of the size that the file says.

@@ -1,0 +1,203 @@
+"""Detections of any program, from a file of results in COCO's format.
+
+Each is a record of image_id, category_id, bbox (x, y, width, height) and score, which is checked
+against the data set that it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnctl.data.base import Dataset
+from cnnctl.data.coco_json import Faults, Wrong, parse, records, whole, without_collection
+from cnnctl.data.coco_shapes import check_four, kind
+from cnnctl.data.image_file import printable
+from cnnctl.errors import Exit, UserError
+from cnnctl.structures import Predictions
+
+_ADVICE = "it must be COCO's results format: a list of {image_id, category_id, bbox, score}"
+_LARGEST = 1e30  # of a number of a box: its corners must be finite in float32
+
+
+@dataclass(frozen=True)
+class Results:
+    """D detections in N images: by image, the most likely first, equal ones in the file's order.
+
+    Args:
+        images: N.
+        image: (D,) int64 position of the image in its data set.
+        boxes: (D, 4) float64 xyxy in pixels, as the file says them: past the edge too.
+        scores: (D,) float64, any finite numbers.
+        labels: (D,) int64 position in the data set's classes.
+    """
+
+    images: int
+    image: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def predictions(self, start: int, stop: int) -> Predictions:
+        """Those of the images from ``start`` to ``stop``, padded to the most that one of them has.
+
+        Returns:
+            boxes (N, D, 4) float32, scores (N, D) float32, labels (N, D) int64 with -1 = none.
+        """
+        first, last = np.searchsorted(self.image, (start, stop))
+        row = self.image[first:last] - start  # (d,) int64
+        counts = np.bincount(row, minlength=stop - start)  # (N,)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        shape = (stop - start, int(counts.max(initial=0)))
+        boxes, scores = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.float32)
+        labels = np.full(shape, -1, np.int64)
+        boxes[row, place] = self.boxes[first:last]
+        scores[row, place] = self.scores[first:last]
+        labels[row, place] = self.labels[first:last]
+        return Predictions(
+            boxes=torch.from_numpy(boxes),
+            scores=torch.from_numpy(scores),
+            labels=torch.from_numpy(labels),
+        )
+
+
+def read_results(file: Path, data: Dataset) -> Results:
+    """The detections in a file, of the images and classes of ``data``.
+
+    The file holds a list of results, or an object with that list under "annotations". An image
+    without results has no detections; equal results are several detections, as the COCO API has it.
+
+    Raises:
+        UserError: it cannot be read, or records in it are wrong; the first is named (code 3).
+    """
+    images, categories = ids_of(data)
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        raise UserError(problem, file=printable(file), code=Exit.DATA) from None
+    with without_collection():
+        rows, name = _list(file, parse(file, raw, _ADVICE))
+        columns = _columns(rows)
+        if columns is None or not _are_right(columns, images, categories):
+            _check_each(rows, name, set(images.tolist()), set(categories.tolist())).tell(file)
+            columns = _columns(rows)
+    assert columns is not None
+    image, category, boxes, scores = columns
+    boxes[:, 2:] += boxes[:, :2]
+    image, label = _places(image, images), _places(category, categories)
+    order = np.lexsort((-scores, image))  # stable
+    return Results(len(images), image[order], boxes[order], scores[order], label[order])
+
+
+def ids_of(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) id of each image and (K,) of each class in files: the data's own, else from 1 up."""
+    images = getattr(data, "image_ids", range(1, len(data) + 1))
+    categories = getattr(data, "category_ids", range(1, len(data.classes) + 1))
+    return np.array(images, np.int64), np.array(categories, np.int64)
+
+
+def _list(file: Path, content: Any) -> tuple[list[Any], str]:
+    """The results, and what to call the list."""
+    if isinstance(content, list):
+        return content, "results"
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(rows, list):
+        return rows, "annotations"
+    raise UserError(
+        f"holds {kind(content)}, must hold a list of results",
+        file=printable(file),
+        advice=_ADVICE,
+        code=Exit.DATA,
+    )
+
+
+Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns | None:
+    """Image and category ids (D,), boxes (D, 4) xywh and scores (D,); None if some are wrong."""
+    try:
+        images = [row["image_id"] for row in rows]
+        categories = [row["category_id"] for row in rows]
+        boxes = [row["bbox"] for row in rows]
+        scores = [row["score"] for row in rows]
+        if set(map(len, boxes)) - {4} or set(map(type, boxes)) - {list}:
+            return None
+        numbers = list(chain.from_iterable(boxes))
+        if set(map(type, chain(images, categories))) - {int}:
+            return None
+        if set(map(type, chain(numbers, scores))) - {int, float}:
+            return None
+        return (
+            np.array(images, np.int64),
+            np.array(categories, np.int64),
+            np.array(numbers, np.float64).reshape(-1, 4),
+            np.array(scores, np.float64),
+        )
+    except (TypeError, KeyError, OverflowError):
+        return None
+
+
+def _are_right(columns: Columns, images: NDArray[np.int64], categories: NDArray[np.int64]) -> bool:
+    image, category, boxes, scores = columns
+    return bool(
+        np.isin(image, images).all()
+        and np.isin(category, categories).all()
+        and (np.abs(boxes) <= _LARGEST).all()
+        and (boxes[:, 2:] >= 0).all()
+        and (np.abs(scores) <= _LARGEST).all()
+    )
+
+
+def _check_each(rows: list[Any], name: str, images: set[int], categories: set[int]) -> Faults:
+    """Every fault of every record, as words."""
+    faults = Faults()
+    for record, row in records(rows, name, faults):
+        try:
+            _check(row, images, categories)
+        except ValueError as wrong:
+            faults.add(record, str(wrong))
+    return faults
+
+
+def _check(row: dict[str, Any], images: set[int], categories: set[int]) -> None:
+    for key, known, what in (
+        ("image_id", images, "of an image of this split"),
+        ("category_id", categories, f"of a class: {_range(categories)}"),
+    ):
+        number = whole(row, key)
+        if number not in known:
+            raise Wrong(f"{key}: {number} is no id {what}")
+    if "bbox" not in row:
+        raise Wrong("bbox: is missing")
+    box, score = check_four(row["bbox"]), row.get("score")
+    if max(map(abs, box)) > _LARGEST:
+        raise Wrong(f"bbox: {box} is beyond any image")
+    if min(box[2:]) < 0:
+        raise Wrong(f"bbox: {box} has a negative width or height")
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise Wrong(f"score: is {kind(score) if 'score' in row else 'missing'}, must be a number")
+    if not -_LARGEST <= score <= _LARGEST:
+        raise Wrong("score: is not finite")
+
+
+def _range(ids: set[int]) -> str:
+    gaps = ", with gaps" if max(ids) - min(ids) >= len(ids) else ""
+    return f"{min(ids)} to {max(ids)}{gaps}"
+
+
+def _places(values: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The position in ``ids`` of each value, all of which are there."""
+    order = np.argsort(ids)
+    return order[np.searchsorted(ids[order], values)]
