@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from cnnctl.models.deeplabv3 import PooledNorm
 from cnnctl.models.ssd import Rules, SingleShot

@@ -94,7 +94,8 @@ def suppressed(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) 
     most likely first. Groups are classes, images or both: none is compared with another."""
     from torchvision.ops import batched_nms
 
-    return batched_nms(boxes.float(), scores.float(), groups, threshold)
+    # Groups are moved apart by up to millions of pixels: float32 would round small boxes then.
+    return batched_nms(boxes.double(), scores.double(), groups, threshold)
 
 
 def best_of_classes(

@@ -16,8 +16,10 @@ def spread(count: int, low: float, high: float) -> list[float]:
     """``count`` + 1 scales of the default boxes of ``count`` maps, evenly from ``low`` to ``high``
     (equation 4), and the next one, which the last map's larger square is made of.
     """
-    step = (high - low) / max(1, count - 1)
-    return [low + step * k for k in range(count)] + [high + step]
+    if count == 1:
+        return [low, high]
+    step = (high - low) / (count - 1)
+    return [low + step * k for k in range(count + 1)]
 
 
 def default_shapes(scales: Sequence[float], ratios: Sequence[Sequence[float]]) -> list[Tensor]:
