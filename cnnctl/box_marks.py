@@ -41,7 +41,7 @@ class Mark:
     Args:
         box: xyxy in pixels of the image.
         text: stands on a label of the box's colour, where there is room.
-        thin: a line of one pixel, without dark ones beside it.
+        thin: half as wide, and with a dark line beside it only where it is white.
         dashed: the gaps are dark.
         hatched: thin lines across the box (a crowd).
     """
@@ -147,6 +147,8 @@ def _placed(
 def _frame(pen: Any, corners: Corners, mark: Mark, width: int) -> None:
     left, top, right, bottom = corners
     if mark.thin:
+        if mark.colour == WHITE:  # which is not seen on white
+            _line(pen, (left - 1, top - 1, right + 1, bottom + 1), BLACK, 1)
         _line(pen, corners, mark.colour, max(1, width // 2))
         return
     _line(pen, (left - 1, top - 1, right + 1, bottom + 1), BLACK, width + 2)

@@ -59,6 +59,12 @@ def test_a_line_lies_inside_its_box_between_dark_ones():
     assert [at(picture, x, 30) for x in (56, 57, 60, 61)] == [PAINT, BLACK, BLACK, PAINT]
 
 
+def test_a_thin_line_has_a_dark_one_beside_it_where_it_is_white():
+    for colour, beside in ((WHITE, BLACK), (CYAN, PAINT)):
+        picture = marked(painted(100, 200), [Mark((20, 10, 60, 50), colour, thin=True)], 200)
+        assert [at(picture, x, 30) for x in (18, 19, 20, 21)] == [PAINT, beside, colour, PAINT]
+
+
 def test_small_images_are_enlarged_by_whole_factors_and_boxes_with_them():
     image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
     picture = marked(image, [Mark((2, 1, 6, 7), CYAN, thin=True)], 100)
