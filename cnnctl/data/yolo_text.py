@@ -221,6 +221,8 @@ def read_names(folders: Sequence[Path]) -> tuple[str, ...]:
 def _names(file: Path) -> tuple[str, ...]:
     """Those in a file, in the order of their numbers; none where it does not speak of them."""
     try:
+        if file.stat().st_size > MAX_BYTES:
+            raise _error(file, "is far too large to name classes")
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _error(file, f"cannot be read: {error}") from None
