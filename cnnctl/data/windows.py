@@ -72,7 +72,8 @@ def alone(purpose: str, count: int) -> Tensor:
 
 def whole(shape: tuple[int, int], like: Tensor) -> Tensor:
     """(4,): the rectangle of a whole image of (h, w)."""
-    return torch.tensor([0.0, 0.0, shape[1], shape[0]]).to(like.device, non_blocking=True)
+    # Filled on the device: a tensor of Python numbers would be waited for.
+    return torch.stack([like.new_full((), side) for side in (0, 0, shape[1], shape[0])])
 
 
 def present(targets: Targets) -> tuple[Tensor, Tensor]:

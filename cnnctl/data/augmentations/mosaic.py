@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnctl.data.augmentations.boxes import LEAST, carried, set_boxes, share_left
 from cnnctl.data.augmentations.yolo import Yolo
-from cnnctl.data.windows import present, resampled
+from cnnctl.data.windows import present, resampled, whole
 from cnnctl.randomness import Draw
 from cnnctl.structures import NO_BOX, Images, Targets
 
@@ -86,15 +86,16 @@ def parts(size: tuple[int, int], probability: float, draw: Draw) -> Iterator[tup
     The four meet in one point and cover the whole; all are whole pixels, inside of each image.
     Where there is to be no mosaic the first covers the whole.
     """
-    whole = torch.tensor([size[1], size[0]], device=draw.index.device)
-    meet = (whole * (EDGE + (1 - 2 * EDGE) * draw.uniform("mosaic centre", 2))).round()  # (N, 2)
-    meet = torch.where(draw.chance("mosaic", probability)[:, None], meet, whole)
+    meet = EDGE + (1 - 2 * EDGE) * draw.uniform("mosaic centre", 2)  # (N, 2)
+    sides = whole(size, meet)[2:]
+    meet = (sides * meet).round()
+    meet = torch.where(draw.chance("mosaic", probability)[:, None], meet, sides)
     for corner, part in enumerate(draw.uniform("mosaic parts", 12).view(-1, 4, 3).unbind(1)):
-        far = torch.tensor([corner % 2, corner // 2], device=whole.device) > 0  # right, below
-        sides = torch.where(far, whole - meet, meet)
+        far = torch.arange(1, 3, device=meet.device) & corner > 0  # right, below
         first = torch.where(far, meet, 0)
-        smallest = (sides / whole).amax(1, keepdim=True)
+        own = torch.where(far, sides - meet, meet)
+        smallest = (own / sides).amax(1, keepdim=True)
         factor = smallest + (1 - smallest) * part[:, :1]
-        seen = (sides / factor).round().minimum(whole)
-        start = ((whole - seen + 1) * part[:, 1:]).floor()
-        yield torch.cat([first, first + sides], 1), torch.cat([start, start + seen], 1)
+        seen = (own / factor).round().minimum(sides)
+        start = ((sides - seen + 1) * part[:, 1:]).floor()
+        yield torch.cat([first, first + own], 1), torch.cat([start, start + seen], 1)
