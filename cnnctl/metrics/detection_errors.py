@@ -210,20 +210,15 @@ def _taken(a: Index, b: Index, shared: NDArray[np.float64], rank: Index, truths:
     truths prefer by the same rank, this ends where one after the other would, in as many rounds as
     the longest chain of refusals: a few, whatever the number of detections.
     """
-    held = np.full(truths, NONE)  # pair by which a truth is held
+    taken = np.full(len(rank), NONE)
     while len(a):
         asks = best_of(a, shared)
-        order = asks[np.argsort(-rank[a[asks]], kind="stable")]
-        winner = np.full(truths, NONE)
-        winner[b[order]] = order  # of equal indices the last is written: the first in rank
-        refused = asks[winner[b[asks]] != asks]
+        last_to_first = asks[np.argsort(-rank[a[asks]])]
+        held = np.full(truths, NONE)  # the pair by which a truth is held
+        held[b[last_to_first]] = last_to_first  # of equal indices the last is written
+        refused = asks[held[b[asks]] != asks]
         if not len(refused):
-            held = np.where(winner == NONE, NONE, a[winner])
+            taken[a[asks]] = b[asks]
             break
-        kept = np.ones(len(a), bool)
-        kept[refused] = False
-        a, b, shared = a[kept], b[kept], shared[kept]
-    taken = np.full(len(rank), NONE)
-    truth = np.flatnonzero(held != NONE)
-    taken[held[truth]] = truth
+        a, b, shared = np.delete(a, refused), np.delete(b, refused), np.delete(shared, refused)
     return taken

@@ -1,15 +1,20 @@
 """The evaluator of detectors: the same figures for any batches and processes, and by hand."""
 
+import contextlib
+import io
 import json
 import math
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import parse
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from cnnctl.errors import Exit, UserError
@@ -120,6 +125,45 @@ def test_by_hand():
         "right": [pytest.approx(0.8)],
         "wrong": [pytest.approx(0.9)],
     }
+
+
+def test_exported_results_score_the_same_with_pycocotools():
+    """To the last digit: sides of float32 boxes are exact in a file."""
+    evaluator, category_ids, images = evaluator_of(*random_rows(2, 12)), [90, 3, 18], range(120)
+    truth = evaluator.rows().truth
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": category_ids[label],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": area,
+            "iscrowd": ignored,
+        }
+        for number, (image, label, (x0, y0, x1, y1), area, ignored) in enumerate(
+            zip(
+                *(truth.image.tolist(), truth.labels.tolist(), truth.boxes.tolist()),
+                *(truth.area.tolist(), truth.ignored.astype(int).tolist()),
+                strict=True,
+            ),
+            1,
+        )
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        there: Any = COCO()
+        there.dataset = {
+            "images": [{"id": image} for image in images],
+            "categories": [{"id": k} for k in category_ids],
+            "annotations": annotations,
+        }
+        there.createIndex()
+        results = json.loads(json.dumps(evaluator.results(category_ids, images)))
+        evaluation = COCOeval(there, there.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics = evaluator.compute()
+    assert [metrics[name] for name in METRICS[:12]] == pytest.approx(evaluation.stats, abs=1e-14)
 
 
 @pytest.mark.parametrize(("batch", "processes"), [(1, 1), (2, 3), (5, 2), (20, 1)])
