@@ -138,5 +138,5 @@ class _RegionHead(nn.Module):
         hidden = F.relu(self.box_head["fc6"](pooled.flatten(1)))
         hidden = F.relu(self.box_head["fc7"](hidden))
         logits = self.box_predictor["cls_score"](hidden)
-        deltas = self.box_predictor["bbox_pred"](hidden).view(len(hidden), -1, 4)
+        deltas = self.box_predictor["bbox_pred"](hidden).unflatten(1, (-1, 4))
         return torch.cat([logits[:, 1:], logits[:, :1]], 1), deltas[:, 1:]
