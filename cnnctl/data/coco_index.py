@@ -8,6 +8,7 @@ file are kept in the user's cache folder under its path, size and time of change
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -98,28 +99,47 @@ def read_index(file: Path, *uses: Use) -> Index:
     try:
         status = file.stat()
         place = _cache(file, status) if status.st_size >= _LARGE else None
-        index = None if place is None else _load(place)
-        raw = file.read_bytes() if index is None else b""
+        index = _load(place)
+        if index is None:
+            index = _build(file, place, uses)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise UserError(problem, file=printable(file), code=Exit.DATA) from None
-    if index is None:
-        with _told(file, status.st_size) if place is not None else contextlib.nullcontext():
-            records = read_records(file, raw)
-            together(records.faults, *(records.unfit[use] for use in uses)).tell(file)
-            index = make_index(records, hashlib.sha256(raw).hexdigest())
-            if place is not None:
-                _save(index, place)
     together(*(index.unfit[use] for use in uses)).tell(file)
     return index
 
 
+def _build(file: Path, place: Path | None, uses: tuple[Use, ...]) -> Index:
+    """Read the file, and keep its arrays at ``place``; one process does, and others wait for it."""
+    with _alone(place) if place else contextlib.nullcontext():
+        if (index := _load(place)) is not None:
+            return index
+        with _told(file) if place else contextlib.nullcontext():
+            raw = file.read_bytes()
+            records = read_records(file, raw)
+            together(records.faults, *(records.unfit[use] for use in uses)).tell(file)
+            index = make_index(records, hashlib.sha256(raw).hexdigest())
+            if place:
+                _save(index, place)
+    return index
+
+
 @contextlib.contextmanager
-def _told(file: Path, size: int) -> Iterator[None]:
+def _alone(place: Path) -> Iterator[None]:
+    """No other process builds the same arrays meanwhile, where the cache can be written at all."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(open(place.with_name(f"{place.name}.lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
     """Say what takes so long; it is done once, before a run has a console."""
-    print(
-        f"reading {printable(file)} ({size / 1e6:,.0f} MB), once ...", file=sys.stderr, flush=True
-    )
+    size = f"{file.stat().st_size / 1e6:,.0f} MB"
+    print(f"reading {printable(file)} ({size}), once ...", file=sys.stderr, flush=True)
     started = time.perf_counter()
     yield
     print(f"read in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
@@ -169,8 +189,10 @@ def _cache(file: Path, status: os.stat_result) -> Path:
     return Path(folder).absolute() / "cnnctl" / "annotations" / name
 
 
-def _load(place: Path) -> Index | None:
+def _load(place: Path | None) -> Index | None:
     """The arrays there, mapped; None where there are none that can be used."""
+    if place is None:
+        return None
     try:
         said = json.loads((place / "index.json").read_text())
         arrays = {n: np.load(place / f"{n}.npy", mmap_mode="r") for n in _ARRAYS}

@@ -143,7 +143,7 @@ def _annotations(
     categories: dict[int, int],
 ) -> None:
     seen: set[int] = set()
-    corners = _Corners()
+    misread = _Misread()
     for name, row in records(rows, "annotations", checked.faults):
         try:
             number = whole(row, "id")
@@ -159,39 +159,46 @@ def _annotations(
             checked.faults.add(name, str(wrong))
             continue
         size = checked.images[image][1:3]
-        corners.look(row.get("bbox"), *size)
+        misread.look(row.get("bbox"), *size)
         box, area = _box(name, row, *size, checked.unfit)
         shape = _shape(name, row, *size, checked.unfit["segmentation"])
         checked.annotations.append(
             Annotation(number, image, category, bool(crowd), box, area, *shape)
         )
-    if problem := corners.problem():
+    if problem := misread.problem():
         checked.unfit["bbox"] = Faults(None, problem, 1)
 
 
-class _Corners:
-    """Do boxes [x, y, width, height] look like [x1, y1, x2, y2]?"""
+class _Misread:
+    """Do the boxes of a file look like something else than [x, y, width, height] in pixels?"""
 
     def __init__(self) -> None:
-        self.boxes = self.past = self.alike = 0
+        self.boxes = self.past = self.corners = self.shares = 0
 
     def look(self, box: Any, height: int, width: int) -> None:
         if not isinstance(box, list) or len(box) != 4:
             return
         with suppress(TypeError):
             x, y, w, h = box
-            past, alike = x + w > width + 1 or y + h > height + 1, x < w and y < h
+            past, corners = x + w > width + 1 or y + h > height + 1, x < w and y < h
             self.boxes += 1
             self.past += past
-            self.alike += alike and x >= 0 and y >= 0 and w <= width + 1 and h <= height + 1
+            self.corners += corners and x >= 0 and y >= 0 and w <= width + 1 and h <= height + 1
+            self.shares += max(box) <= 1 < min(width, height)
 
     def problem(self) -> str:
-        """Empty where they do not: a box of every second object is not as far right as it is wide.
+        """Empty where they do not.
 
-        Of many boxes a tenth past the edge is enough, of a few the most of them must be.
+        All could be corners, and too many reach past the edge: of many boxes a tenth, of a few the
+        most. (Every second box of a real file is wider than it is far from the left.)
         """
+        if self.boxes and self.shares == self.boxes:
+            return (
+                "bbox: no box has a number above 1; they look like shares of the image, must be "
+                "[x, y, width, height] in pixels"
+            )
         enough = 0.1 if self.boxes >= 10 else 0.5
-        if self.past <= enough * self.boxes or self.alike < 0.99 * self.boxes:
+        if self.past <= enough * self.boxes or self.corners < 0.99 * self.boxes:
             return ""
         return (
             f"bbox: {self.past:,} of {self.boxes:,} boxes reach past the edge of their image; they "

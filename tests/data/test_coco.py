@@ -371,7 +371,7 @@ def test_a_large_file_is_read_once(root, tmp_path, monkeypatch):
     monkeypatch.setattr(coco_index, "_LARGE", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = COCO("train", str(root), validation=0.0)
-    monkeypatch.setattr(coco_index, "read_records", None)
+    monkeypatch.setattr(coco_index, "_build", None)
     again = COCO("train", str(root), validation=0.0)
     assert isinstance(again.index.coordinates, np.memmap)
     assert again.fingerprint() == first.fingerprint()

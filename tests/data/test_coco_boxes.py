@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +320,31 @@ def test_boxes_of_two_corners_are_recognised(tmp_path, count):
     np.testing.assert_allclose(found, corners, rtol=1e-6)
 
 
+def test_boxes_of_shares_of_the_image_are_recognised(tmp_path):
+    said = content(1, thing(1, 70, 3, [0.5, 0.5, 0.25, 0.5]), thing(2, 70, 3, [0, 0, 1, 1]))
+    assert "look like shares of the image" in refused(tmp_path, said).problem
+    said["annotations"][1]["bbox"] = [0, 0, 2, 1]
+    assert len(own(tmp_path, said).truth(0)["boxes"]) == 2
+
+
+def test_an_image_of_another_size_than_the_file_says(tmp_path):
+    said = content(3, thing(1, 70, 3, [1, 1, 5, 5]))
+    write(tmp_path, "mine", said)
+    picture = tmp_path / "coco/mine/70.png"
+    Image.new("RGB", (H, W)).save(picture)
+    with pytest.raises(UserError, match=r"the image is 40 x 60, .* says 60 x 40") as caught:
+        own(tmp_path, said)[2]
+    assert caught.value.file == str(picture)
+    picture.unlink()
+    with pytest.raises(UserError, match="names an image that is not there"):
+        COCOBoxes(
+            "train",
+            annotations=str(tmp_path / "coco/annotations/instances_mine.json"),
+            images=str(tmp_path / "coco/mine"),
+            validation=0.0,
+        )
+
+
 def test_masks_need_no_box_and_boxes_no_outline(tmp_path):
     outlined = thing(1, 70, 3, None, segmentation=[[0, 0, 2, 0, 2, 2, 0, 2]])
     file = write(tmp_path, "mine", content(1, outlined))
@@ -344,7 +371,7 @@ def test_what_is_unfit_is_kept_with_the_cache(tmp_path, monkeypatch, capsys):
     file = write(tmp_path, "train2017", said)
     first = COCOBoxes("train", str(tmp_path), validation=0.0)
     assert f"reading {file} (0 MB), once" in capsys.readouterr().err
-    monkeypatch.setattr(coco_index, "read_records", None)
+    monkeypatch.setattr(coco_index, "_build", None)
     again = COCOBoxes("train", str(tmp_path), validation=0.0)
     assert capsys.readouterr().err == ""
     assert isinstance(again.index.boxes, np.memmap)
@@ -355,6 +382,29 @@ def test_what_is_unfit_is_kept_with_the_cache(tmp_path, monkeypatch, capsys):
     place: Any = {"annotations": str(file), "images": str(tmp_path / "coco/train2017")}
     with pytest.raises(UserError, match="the width is 0, must be > 0"):
         COCOBoxes("train", **place, validation=0.0, test=0.0)
+
+
+def test_processes_that_start_together_read_the_file_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_index, "_LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write(tmp_path, "train2017", content(1, thing(1, 70, 3, [5, 5, 5, 5])))
+    start, reads, read_records = threading.Barrier(2), [], coco_index.read_records
+
+    def wait_for_the_other(place: Path) -> Any:
+        if len(loads) < 2:  # both find nothing before one of them builds
+            loads.append(place)
+            start.wait(10)
+        return load(place)
+
+    loads, load = [], coco_index._load
+    monkeypatch.setattr(coco_index, "_load", wait_for_the_other)
+    monkeypatch.setattr(
+        coco_index, "read_records", lambda *said: reads.append(said) or read_records(*said)
+    )
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(coco_index.read_index, [file, file]))
+    assert len(reads) == 1
+    assert [index.boxes.tolist() for index in found] == [[[5, 5, 10, 10]]] * 2
 
 
 def real() -> str:
