@@ -203,7 +203,10 @@ class Predictor:
                     code=Exit.CHECKPOINT,
                 )
             descriptions = iter(self.task.describe(predictions, self.facts.classes, self.top))
-        return [(item, None if item.pixels is None else next(descriptions)) for item in items]
+        return [
+            (item, None if item.pixels is None else {**next(descriptions), "size": [*item.size]})
+            for item in items
+        ]
 
 
 def _is_no_number(predictions: Predictions, images: Images) -> bool:

@@ -144,6 +144,7 @@ def _prepare(
         console,
         lambda batch: task.draw_batch(batch, train),
         lambda seen, evaluator, scored: task.draw_evaluation(seen, evaluator, scored, val or train),
+        task.line,
     )
     journal.report = request.report
     return Loop(

@@ -6,7 +6,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Journal:
 
     Args:
         draw_batch, draw_evaluation: named pictures (H, W, 3) uint8 for TensorBoard.
+        line: the metrics that an epoch's line shows; all where it is empty.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class Journal:
         console: Console,
         draw_batch: BatchPictures,
         draw_evaluation: EvaluationPictures,
+        line: Sequence[str] = (),
     ) -> None:
         self.console = console
+        self.line = line
         self.metrics: MetricsFile | None = None
         self.board: Board | None = None
         self.album = Album(None, draw_batch, draw_evaluation)
@@ -166,7 +169,8 @@ class Journal:
         epoch = f"{self._step / self.per_epoch:g}"
         width = len(str(self.epochs))
         train = f"train loss {self._means['loss']:.4f}  " if self._means else ""
-        names = ["loss", *(name for name in metrics if name not in ("loss", "nll"))]
+        wanted = self.line or [name for name in metrics if name not in ("loss", "nll")]
+        names = ["loss", *(name for name in wanted if name in metrics)]
         val = "  ".join(f"{name} {show(name, metrics[name])}" for name in names)
         star = "  *" if best else ""
         self.console.say(

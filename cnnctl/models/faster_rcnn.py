@@ -98,8 +98,8 @@ class FasterRCNN(DetectionModel):
         image = torch.arange(n, device=said.scores.device).repeat_interleave(p)
         logits, deltas = self._heads(features, said.boxes.flatten(0, 1), image)
         return named_regions(
-            logits.view(n, p, -1),
-            deltas.view(n, p, -1, 4),
+            logits.unflatten(0, (n, p)),
+            deltas.unflatten(0, (n, p)),
             said.boxes,
             said.scores.isfinite(),
             images,

@@ -27,6 +27,7 @@ class Task:
         evaluator: class names -> an object with update, merge, rows and compute.
         metrics: those that can choose best.pt -> whether larger is better.
         best: the one that does unless ``trainer.monitor`` names another.
+        line: those that an epoch's line on the console shows; all where it is empty.
         draw_batch: (batch, data) -> named pictures (H, W, 3) uint8 of a training batch.
         draw_evaluation: (some batches and what was predicted of them, evaluator, model, data)
             -> named pictures.
@@ -56,6 +57,7 @@ class Task:
     table: Callable[[Any], list[tuple[str, str]]]
     prepare: Callable[[Any, Any], None] = lambda model, data: None
     learn: Callable[[Dataset], dict[str, Tensor]] = lambda data: {}
+    line: tuple[str, ...] = ()
 
 
 def best_and_worst_class(evaluator: Any) -> list[tuple[str, str]]:

@@ -6,16 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnctl import box_pictures, pictures
-from cnnctl.metrics.detection import DetectionEvaluator
+from cnnctl.metrics.detection import METRICS, DetectionEvaluator
 from cnnctl.models.detection import DetectionModel
 from cnnctl.structures import Predictions
 from cnnctl.tasks.base import Description, Task, best_and_worst_class
-
-METRICS = (
-    *("coco_ap", "coco_ap50", "coco_ap75", "coco_ap_small", "coco_ap_medium", "coco_ap_large"),
-    *("coco_ar1", "coco_ar10", "coco_ar100", "coco_ar_small", "coco_ar_medium", "coco_ar_large"),
-    *("voc07_map", "voc10_map"),
-)
 
 
 def detect(shown: float = 0.5) -> Task:
@@ -31,9 +25,10 @@ def detect(shown: float = 0.5) -> Task:
         name="detect",
         fields=("boxes",),
         model=DetectionModel,
-        evaluator=DetectionEvaluator,
+        evaluator=lambda classes: DetectionEvaluator(classes, shown),
         metrics={**dict.fromkeys(METRICS, True), "loss": False},
         best="coco_ap",
+        line=("coco_ap", "coco_ap50", "voc07_map"),
         draw_batch=box_pictures.draw_batch,
         draw_evaluation=box_pictures.draw_evaluation,
         describe=lambda predictions, classes, top: _found(predictions, classes, top, shown),
