@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,13 +35,13 @@ class BoxTable:
 
     ends: np.ndarray  # (M,) int64: where an image's boxes end; they begin where the last one's did
     sizes: np.ndarray | None  # (M, 2) int32 (h, w); None: ``boxes`` are shares of the sides
-    boxes: np.ndarray  # (A, 4) xyxy, the right and lower side exclusive
+    boxes: np.ndarray  # (A, 4) float64 xyxy, the right and lower side exclusive
     labels: np.ndarray  # (A,) int32
     difficult: np.ndarray  # (A,) bool
     crowd: np.ndarray  # (A,) bool
     truncated: np.ndarray  # (A,) bool
     occluded: np.ndarray  # (A,) bool
-    areas: np.ndarray | None = None  # (A,) float32 pixels of the objects; None: of their boxes
+    areas: np.ndarray | None = None  # (A,) float64 pixels of the objects; None: of their boxes
     clipped: np.ndarray | None = None  # (A,) bool: reached beyond the image in the file
 
     def __len__(self) -> int:
@@ -109,21 +111,39 @@ class BoxFiles(Dataset):
         return self._truth(index, self.image_size(index))
 
     def _truth(self, index: int, size: tuple[int, int]) -> dict[str, Tensor]:
-        table, own = self.table, self.table.own(index)
-        boxes = table.boxes[own]
+        own = self.table.own(index)
+        count = own.stop - own.start
+        columns = self._columns(own, np.array([size] * count, np.int64).reshape(-1, 2))
+        truth = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return {name: c.float() if c.is_floating_point() else c for name, c in truth.items()}
+
+    def all_truth(self) -> dict[str, np.ndarray]:
+        """The boxes of all samples, in float64, to score detections by and to export.
+
+        Returns:
+            image (R,) int64, the sample of each, in order; and the columns of ``truth``.
+        """
+        counts = self.table.counts()
+        sizes = self.table.sizes
+        if sizes is None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                sizes = np.array(list(pool.map(self.image_size, range(len(self)))))
+        image = np.repeat(np.arange(len(self)), counts)
+        return {"image": image, **self._columns(slice(None), sizes[image])}
+
+    def _columns(self, rows: slice, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Of rows of the table, whose images have ``sizes`` (R, 2) of (h, w); copies."""
+        table = self.table
+        boxes = table.boxes[rows].copy()
         if table.sizes is None:
-            boxes = boxes * np.array([size[1], size[0]] * 2, boxes.dtype)
-        boxes = torch.from_numpy(boxes.astype(np.float32))  # (R, 4)
-        if table.areas is None:
-            area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        else:
-            area = torch.from_numpy(table.areas[own].astype(np.float32))
+            boxes *= sizes[:, [1, 0, 1, 0]]
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         return {
             "boxes": boxes,
-            "labels": torch.from_numpy(table.labels[own].astype(np.int64)),
-            "crowd": torch.from_numpy(table.crowd[own].copy()),
-            "difficult": torch.from_numpy(table.difficult[own].copy()),
-            "area": area,
+            "labels": table.labels[rows].astype(np.int64),
+            "crowd": table.crowd[rows].copy(),
+            "difficult": table.difficult[rows].copy(),
+            "area": area if table.areas is None else table.areas[rows].astype(np.float64),
         }
 
     def attributes(self, index: int) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -232,9 +233,14 @@ def image_folder(root: Path, part: Part, names: Sequence[str]) -> Path:
         UserError: images are not there (code 3).
     """
     near = [part.truth.parent, part.truth.parent.parent, root]
-    places = [part.images, *near, *(place / name for place in near for name in IMAGES)]
+    places = [part.truth.with_suffix(""), part.images, *near]
+    places += [place / name for place in near for name in IMAGES]
     places = [place for place in dict.fromkeys(places) if place.is_relative_to(root)]
-    folder = next((p for p in places if (p / names[0]).is_file()), part.images)
+    end = os.path.join("", *names[0].split("/"))
+    elsewhere = (
+        Path(str(image).removesuffix(end)) for image in images_below(root) if image.match(end)
+    )
+    folder = next((p for p in chain(places, elsewhere) if (p / end).is_file()), part.images)
     if lacking := [name for name in names if not (folder / name).is_file()]:
         more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
         raise _error(

@@ -54,14 +54,14 @@ class Boxes(BoxFiles, OwnFolder):
         mean, std: per channel, of pixels scaled to 0..1; None is ImageNet's.
 
     Attributes:
-        image_ids, category_ids: of COCO JSON, of each sample and class; else None.
+        image_ids, category_ids: of COCO JSON alone: of each sample (M,) and each class.
 
     Raises:
         UserError: the folder or its format is not told, files are wrong, or the split has no box.
     """
 
-    image_ids: np.ndarray | None = None  # (M,) int64
-    category_ids: tuple[int, ...] | None = None
+    image_ids: np.ndarray  # (M,) int64
+    category_ids: tuple[int, ...]
 
     def __init__(
         self,
@@ -93,7 +93,8 @@ class Boxes(BoxFiles, OwnFolder):
         self.classes, self.table, self._made = found.classes, found.table, found.remarks
         self.images = Paths(self.root, ((path, _size(path)) for path in found.images))
         self._truths = Paths(self.root, ((path, 0) for path in found.truths))
-        self.image_ids, self.category_ids = found.image_ids, found.category_ids
+        if found.ids is not None:
+            self.image_ids, self.category_ids = found.ids
         colours = voc_palette(min(len(self.classes) + 1, 255))[1:]  # the first is background
         self.palette = tuple(colours[k % len(colours)] for k in range(len(self.classes)))
         self.refuse_boxless(printable(self.root))
@@ -156,8 +157,7 @@ class _Found:
     table: BoxTable
     classes: tuple[str, ...]
     remarks: list[str] = field(default_factory=list)
-    image_ids: np.ndarray | None = None
-    category_ids: tuple[int, ...] | None = None
+    ids: tuple[np.ndarray, tuple[int, ...]] | None = None  # of images and classes
 
 
 def _read_voc(layout: Layout, wanted: _Wanted) -> _Found:
@@ -264,10 +264,8 @@ def _read_coco(layout: Layout, wanted: _Wanted) -> _Found:
     table = _coco_table(index, number).part(chosen)
     images = [folder / names[position] for position in chosen]
     ids = dict(zip(index.category_names, index.category_ids.tolist(), strict=True))
-    return _Found(
-        images, [part.truth], table, classes, [],
-        index.image_ids[chosen], tuple(ids[one] for one in classes),
-    )  # fmt: skip
+    named = index.image_ids[chosen], tuple(ids[one] for one in classes)
+    return _Found(images, [part.truth], table, classes, ids=named)
 
 
 def _check_categories(index: Index, file: Path, train: Index, train_file: Path) -> None:
@@ -315,13 +313,13 @@ def _coco_table(index: Index, number: np.ndarray) -> BoxTable:
     return BoxTable(
         ends=ends(np.bincount(image[kept], minlength=count)),
         sizes=np.asarray(index.sizes),
-        boxes=boxes[kept].astype(np.float32),
+        boxes=boxes[kept],
         labels=labels[kept],
         difficult=none,
         crowd=np.asarray(index.crowds[kept]),
         truncated=none,
         occluded=none,
-        areas=index.areas[kept].astype(np.float32),
+        areas=np.asarray(index.areas[kept]),
         clipped=(np.abs(index.boxes - boxes).max(1, initial=0) > _PAST)[kept],
     )
 

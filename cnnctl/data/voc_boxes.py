@@ -13,6 +13,7 @@ from cnnctl.data.base import data_root
 from cnnctl.data.box_files import BoxFiles
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_pairs import Paths, check_share
+from cnnctl.data.palette import voc_palette
 from cnnctl.data.voc import VOC
 from cnnctl.data.voc_lists import BOXES, Lists, check_split, find_parts, missing, year_folders
 from cnnctl.data.voc_xml import read_xml_files
@@ -44,6 +45,7 @@ class VOCBoxes(BoxFiles):
     """
 
     classes = VOC.classes[1:]
+    palette = voc_palette(len(VOC.classes))[1:]
     channels = VOC.channels
     mean, std = VOC.mean, VOC.std
     stored: ClassVar[bool] = True  # the development kits read with imread, which does not turn

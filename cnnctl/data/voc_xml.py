@@ -272,7 +272,7 @@ def _table(records: Sequence[Record], classes: tuple[str, ...]) -> BoxTable:
     return BoxTable(
         ends=ends(len(record.boxes) for record in records),
         sizes=np.array([record.size for record in records], np.int32).reshape(-1, 2),
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
         labels=np.array([label[n] for record in records for n in record.names], np.int32),
         **{name: columns[:, number].copy() for number, name in enumerate(FLAGS)},
     )

@@ -114,6 +114,7 @@ def test_an_undivided_folder_is_told_and_split_always_alike(tmp_path, images, wh
     seen = []
     for data in parts.values():
         assert data.classes == NAMES
+        every = data.all_truth()
         for index in range(len(data)):
             number = int(Path(data.path(index)).stem)
             image, target = data[index]
@@ -122,6 +123,9 @@ def test_an_undivided_folder_is_told_and_split_always_alike(tmp_path, images, wh
             assert target["labels"].tolist() == [number % 2] * number
             assert target["area"].tolist() == pytest.approx([8] * number)
             assert not (target["crowd"] | target["difficult"]).any()
+            for name, column in target.items():
+                whole = torch.from_numpy(every[name][every["image"] == index])
+                assert torch.equal(whole.to(column.dtype), column)
             seen.append(number)
     assert sorted(seen) == list(range(10))
     again = Boxes("val", root, validation=0.2, test=0.1)
@@ -267,6 +271,7 @@ def test_classes_given_by_the_user(tmp_path):
     assert data.remarks() == ["no box of c"]
     assert data.palette is not None
     assert data.palette[:2] == ((128, 0, 0), (0, 128, 0))
+    assert not hasattr(data, "image_ids"), "results are then of images from 1 up"
     with pytest.raises(UserError, match="class 1 is none of the 1, 0 to 0"):
         Boxes("train", root, classes=("a",))
     with pytest.raises(ValueError, match="classes must be different names"):
@@ -278,7 +283,6 @@ def test_categories_of_coco(tmp_path):
     truths(tmp_path, "all.json", "coco", range(1, 5))
     root = str(tmp_path)
     data = Boxes("train", root, validation=0.0, test=0.0)
-    assert data.image_ids is not None
     assert data.image_ids.tolist() == [101, 102, 103, 104]
     assert data.category_ids == (3, 7)
     dogs = Boxes("train", root, classes=("dog",), validation=0.0, test=0.0)
