@@ -74,6 +74,11 @@ class Result:
         value = self.summary.get("best")
         return math.nan if value is None else float(value)
 
+    @property
+    def milliseconds(self) -> float | None:
+        """Of the network for one image, where that was measured."""
+        return self.summary.get("one_image", {}).get("median")
+
 
 def run(job: Job, directory: Path, report: Report | None = None) -> int:
     """Train ``job`` in ``directory``, which exists; continue where a checkpoint is there.
@@ -150,7 +155,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     """All that is known of every job, best first; ``results`` are ranked."""
     keys = _keys(results)
     tests = _names(results, "test")
-    figures = ("steps", "seconds", "images_per_second", "parameters")
+    figures = ("steps", "seconds", "images_per_second", "parameters", "milliseconds")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     head = ["rank", "job", "status", *keys, "monitor", "best", "best_step"]
@@ -165,7 +170,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
                 *(result.job.varying.get(key, "") for key in keys),
                 *(summary.get(name, "") for name in ("monitor", "best", "best_step")),
                 *(summary.get("test", {}).get(name, "") for name in tests),
-                *(summary.get(name, "") for name in figures),
+                *({**summary, "milliseconds": result.milliseconds}.get(n, "") for n in figures),
                 result.error.get("problem", ""),
             ]
         )
@@ -176,9 +181,12 @@ def show_table(console: Console, title: str, results: Sequence[Result]) -> None:
     """The ranked table on the screen, and below it why the failed ones failed."""
     keys = _keys(results)
     monitors = list(dict.fromkeys(r.summary["monitor"] for r in results if r.summary))
-    tests = [name for name in _names(results, "test") if name in monitors]
+    lines = {name for r in results for name in build.task(OmegaConf.create(r.job.config)).line}
+    tests = [name for name in _names(results, "test") if name in monitors or name in lines]
+    timed = any(result.milliseconds is not None for result in results)
     columns = ["", *(_short(keys) or ["job"]), *(f"val {name}" for name in monitors), "step"]
-    columns += [*(f"test {name}" for name in tests), "seconds", "status"]
+    columns += [*(f"test {name}" for name in tests), "seconds"]
+    columns += [*["ms an image"] * timed, "status"]
     rows = []
     for rank, result in enumerate(results, 1):
         summary, varying = result.summary, result.job.varying
@@ -192,6 +200,7 @@ def show_table(console: Console, title: str, results: Sequence[Result]) -> None:
                 summary.get("best_step", ""),
                 *(_cell(name, scores.get(name)) for name in tests),
                 f"{summary['seconds']:.1f}" if summary else "",
+                *["" if (ms := result.milliseconds) is None else f"{ms:.3g}"] * timed,
                 result.status,
             ]
         )

@@ -75,16 +75,23 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
     state = loop.processes.from_first(state)
     rows: list[tuple[str, str]] = []
     scores: dict[str, Any] = {}
+    speed_of_one: dict[str, Any] = {}
     if loop.trainer.test:
         try:
             stop = loop.stop if loop.processes.world == 1 else None
-            result = score(config, state, "test", loop.machine, loop.processes, console, stop)
+            timed = loop.trainer.measure_speed
+            result = score(
+                config, state, "test", loop.machine, loop.processes, console, stop, timed
+            )
         except NoSplit:
             console.say("the data has no test split: nothing is scored on one")
         else:
             scores = result.metrics
             rows += [(f"test {name}", text) for name, text in shown(scores)]
             rows += [(f"test {name}", text) for name, text in result.table]
+            if result.speed is not None:
+                rows += result.speed.rows()
+                speed_of_one = {"one_image": result.speed.record()}
             if loop.processes.first:
                 write_scores(directory, "test", result)
     progress = loop.progress
@@ -106,6 +113,7 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
         "seconds": seconds,
         "images_per_second": speed,
         "parameters": sum(p.numel() for p in loop.model.parameters()),
+        **speed_of_one,
     }
     checkpoint.write_whole(directory / "summary.json", json.dumps(summary, indent=1).encode())
     if loop.journal.board is not None:

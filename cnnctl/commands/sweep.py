@@ -139,12 +139,37 @@ def _sweep(plan: list[Job], directory: Path, launch: Launch, flag: StopFlag, aga
     results = jobs.ranked([jobs.look(job, directory / job.name) for job in plan])
     jobs.write_csv(directory / "sweep.csv", results)
     jobs.show_table(console, "sweep", results)
+    if (picture := draw_speed(results, directory)) is not None:
+        console.say(f"accuracy over time: {picture}")
     if any(job.config["trainer"]["tensorboard"] for job in plan):
         console.say(f"compare: tensorboard --logdir {shlex.quote(str(directory))}")
     console.say(f"sweep: {directory}")
     if fault is not None and not flag:
         raise fault
     return _code(plan, results, flag, console, again)
+
+
+def draw_speed(results: list[Result], directory: Path) -> Path | None:
+    """speed_accuracy.png of the jobs whose network was timed; None where fewer than two were."""
+    from PIL import Image
+
+    from cnnctl.chart_pictures import Detector, speed_accuracy
+
+    points, metric = [], ""
+    for result in results:
+        summary, milliseconds = result.summary, result.milliseconds
+        if milliseconds is not None:
+            metric = summary["monitor"]
+            accuracy, name = summary["test"][metric], ", ".join(result.job.varying.values())
+            points.append(Detector(name, milliseconds, accuracy, summary["parameters"]))
+    if len(points) < 2:
+        return None
+    path = directory / "speed_accuracy.png"
+    try:
+        Image.fromarray(speed_accuracy(points, metric).numpy()).save(path)
+    except OSError as error:
+        raise disk_error(error, path) from None
+    return path
 
 
 def _launch(launch: Launch, directory: Path, left: list[Job], flag: StopFlag) -> UserError | None:

@@ -63,6 +63,7 @@ class Trainer:
     deterministic: bool = False
     learn_by_heart: int | None = None
     test: bool = True
+    measure_speed: bool = False
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
