@@ -298,9 +298,20 @@ def tasks_of_option(group: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), options("augmentation", "optimizer", "schedule", "experiment", "debug")
+    ("group", "name"), options("augmentation", "optimizer", "schedule", "debug")
 )
-def test_every_option_runs_and_resumes(group, name, train, command, tmp_path):
+def test_every_option_runs_and_resumes(group, name, command, tmp_path):
+    runs_and_resumes(group, name, command, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for _, name in options("experiment")])
+def test_every_experiment_runs_and_resumes(name, command, tmp_path):
+    """Its parts run in the default tests, here they do so together; its images may be large."""
+    runs_and_resumes("experiment", name, command, tmp_path)
+
+
+def runs_and_resumes(group: str, name: str, command: Any, tmp_path: Path) -> None:
     """Two steps, an evaluation, a checkpoint; then one step more from there.
 
     With the task's own model and data; an experiment with its own of everything but the data.

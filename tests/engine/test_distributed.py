@@ -242,6 +242,7 @@ def test_a_signal_to_the_parent_saves(number, group, code, tmp_path, tiny):
     assert f"stopped at step {saved}, saved" in out
 
 
+@pytest.mark.slow
 def test_every_process_fits_on_all_of_the_data(tmp_path, tiny):
     """A stage without gradients is not averaged: on its share each would fit another model."""
     process = start(
