@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
+from cnnctl.backbones.extended import Extended
 from cnnctl.backbones.reduced_vgg import ReducedVGG
 from cnnctl.backbones.vgg import VGG
 from cnnctl.models.base import Losses
@@ -31,8 +32,6 @@ from cnnctl.ops.matching import match, taken
 from cnnctl.structures import Images
 
 _CODE = (10.0, 10.0, 5.0, 5.0)  # of what is regressed, so that its parts vary about alike
-_FINEST = 8  # stride from which on maps are detected on
-_EXTRA = (128, 256)  # channels of the two convolutions of an extra layer
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,8 @@ class SSDVGG(SingleShot):
 
 
 class SSD(SingleShot):
-    """On any backbone: its maps from stride 8 on, and extra layers until a map has one pixel.
+    """On any backbone: its maps from stride 8 on, and extra layers until a map has one pixel;
+    see ``Extended``.
 
     Args:
         backbone: any.
@@ -249,8 +249,8 @@ class SSD(SingleShot):
         backbone: Backbone,
         num_classes: int,
         size: tuple[int, int],
-        scale_first: float = 0.1,
-        scale_min: float = 0.2,
+        scale_first: float = 0.2,
+        scale_min: float = 0.35,
         scale_max: float = 0.9,
         negatives: float = 3.0,
         score: float = 0.01,
@@ -273,45 +273,6 @@ class SSD(SingleShot):
         )
         head = _head(extended.channels, shapes, num_classes)
         super().__init__(extended, head, shapes, [None] * len(shapes), rules)
-
-
-class Extended(nn.Module):
-    """A backbone's maps from stride 8 on, and those of extra layers that halve them further.
-
-    Attributes:
-        channels: of each map.
-    """
-
-    def __init__(self, body: Backbone, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.body = body
-        deep = [name for name, stride in body.strides.items() if stride >= _FINEST]
-        self._names = deep or [body.deepest]
-        self.channels = [body.channels[name] for name in self._names]
-        side = -(-min(size) // body.strides[body.deepest])
-        hidden, width = _EXTRA
-        self.extra = nn.ModuleList()
-        while side > 1:
-            layers = nn.Sequential(
-                nn.Conv2d(self.channels[-1], hidden, 1),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(hidden, width, 3, 2, 1),
-                nn.ReLU(inplace=True),
-            )
-            for layer in (layers[0], layers[2]):
-                assert isinstance(layer, nn.Conv2d)
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-            self.extra.append(layers)
-            self.channels.append(width)
-            side = -(-side // 2)
-
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        found = self.body(pixels)
-        maps = [found[name] for name in self._names]
-        for layers in self.extra:
-            maps.append(layers(maps[-1]))
-        return {str(place): one for place, one in enumerate(maps)}
 
 
 def _vgg16(in_channels: int, weights: str | None) -> VGG:
