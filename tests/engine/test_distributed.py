@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from cnnctl import build, compose
+from cnnctl.data.digit_boxes import DigitBoxes
 from cnnctl.data.digits import Digits
 from cnnctl.data.loaders import ResidentLoader, Share, StreamingLoader
 from cnnctl.engine import checkpoint, distributed
@@ -131,6 +133,11 @@ def test_a_resume_needs_as_many_processes(runs, command, capsys):
     assert "trainer.devices: 2 -> 1" in capsys.readouterr().err
 
 
+@functools.cache
+def scenes(count: int) -> DigitBoxes:
+    return DigitBoxes("train", size=32, scale=(0.3, 0.5), train_images=count)
+
+
 @pytest.mark.parametrize(
     ("samples", "batch_size", "world"), [(1078, 64, 2), (53, 12, 3), (9, 8, 4)]
 )
@@ -138,10 +145,13 @@ def test_a_resume_needs_as_many_processes(runs, command, capsys):
 @pytest.mark.parametrize("name", compose.groups()["augmentation"])
 def test_shares_make_up_the_batch_of_one_process(name, samples, batch_size, world, streaming):
     """Sample by sample and in order, with the same augmentation, over three epochs."""
-    data = Digits("train")
-    data.pixels, data.labels = data.pixels[:samples], data.labels[:samples]
     config = compose.settings(compose.compose("train", [f"augmentation={name}"]))
     config.augmentation.size = None
+    if {"label", "mask"} & set(build.target(config, "augmentation").moves):
+        data = Digits("train")
+        data.pixels, data.labels = data.pixels[:samples], data.labels[:samples]
+    else:
+        data = scenes(samples)
     augmentation = build.augmentation(config, data)
     if streaming and augmentation.mixes:
         with pytest.raises(UserError, match="mixes the images of a batch") as caught:
@@ -164,9 +174,15 @@ def test_shares_make_up_the_batch_of_one_process(name, samples, batch_size, worl
         pixels = torch.cat([share[step].images.pixels for share in shares])
         assert torch.equal(ids, batch.targets.image_id)
         assert torch.equal(pixels, batch.images.pixels)
-        labels = [label for share in shares if (label := share[step].targets.label) is not None]
-        assert batch.targets.label is not None
-        assert torch.equal(torch.cat(labels), batch.targets.label)
+        truth = vars(batch.targets)
+        columns = [column for column in ("label", "boxes", "labels") if truth[column] is not None]
+        assert columns
+        for column in columns:
+            parts = [vars(share[step].targets)[column] for share in shares]
+            rows = [row for part in parts for row in part]
+            for row, same in zip(rows, truth[column], strict=True):
+                # Boxes are filled up to the most of an image in each share.
+                assert torch.equal(row, same if column == "label" else same[: len(row)])
         assert len(set(ids.tolist())) == batch_size
     for size in (1, 7, 50, 2000):  # evaluation: every sample once, in batches of one process
         dealt = sorted(
