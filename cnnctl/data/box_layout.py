@@ -5,9 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -19,21 +18,16 @@ from cnnctl.errors import Exit, UserError
 
 Form = Literal["coco", "voc", "yolo"]
 
-_ENDS: dict[Form, str] = {"voc": ".xml", "yolo": ".txt"}  # of a file for each image
+ENDS: dict[Form, str] = {"voc": ".xml", "yolo": ".txt"}  # of a file for each image
 _NAMES: dict[Form, str] = {"coco": "COCO JSON", "voc": "VOC XML", "yolo": "YOLO text"}
 _TRUTHS = ("labels", "label", "Annotations", "annotations", "xml", "xmls")  # folders
 _OWN_PARTS = {"train": "obj_train_data", "val": "obj_valid_data", "test": "obj_test_data"}
 _OTHER_JSON = {"captions", "keypoints", "panoptic", "stuff", "info"}  # COCO's, without boxes
-_NO_LABELS = re.compile(
-    r"(classes|labels?|names?|train|val|valid|test|readme.*|notes?|license|requirements).txt", re.I
-)
 ADVICE = (
     "COCO: a .json of images, annotations and categories; VOC: an .xml for each image, beside it "
     "or in Annotations/; YOLO: a .txt for each, beside it or in labels/, and data.yaml or "
     "classes.txt; divided into train/, val/, test/ or not"
 )
-
-Pair = tuple[Path, Path | None]
 
 
 @dataclass(frozen=True)
@@ -62,9 +56,10 @@ def find_layout(root: Path, form: Form | None = None) -> Layout:
         UserError: no format is recognised, more than one is, or a part has no boxes (code 3).
     """
     folders = _image_folders(root)
+    stems = {part: set(_stems(folder)) for part, folder in folders.items()}
     found: dict[Form, dict[str, Part]] = {}
     for kind in _NAMES if form is None else (form,):
-        parts = _json_parts(root, folders) if kind == "coco" else _parts(root, folders, kind)
+        parts = _json_parts(root, folders) if kind == "coco" else _parts(root, folders, stems, kind)
         if parts:
             found[kind] = parts
     if len(found) > 1:
@@ -144,13 +139,14 @@ def _part_of(name: str) -> str | None:
     return None
 
 
-def _parts(root: Path, folders: dict[str, Path], form: Form) -> dict[str, Part]:
+def _parts(
+    root: Path, folders: dict[str, Path], stems: dict[str, set[str]], form: Form
+) -> dict[str, Part]:
     """The parts that have a file for an image at least."""
     found = {}
     for part, images in folders.items():
-        stems = set(by_name(images))
         for place in _truth_folders(root, images):
-            if any(name in stems for name in files_below(place, _ENDS[form])):
+            if not stems[part].isdisjoint(files_below(place, ENDS[form])):
                 found[part] = Part(images, place)
                 break
     return found
@@ -226,70 +222,22 @@ def _only(files: list[Path]) -> Path:
     return files[0]
 
 
-def image_folder(root: Path, part: Part, names: Sequence[str]) -> Path:
-    """The folder that the file names in a JSON file start from.
-
-    Raises:
-        UserError: images are not there (code 3).
-    """
-    near = [part.truth.parent, part.truth.parent.parent, root]
-    places = [part.truth.with_suffix(""), part.images, *near]
-    places += [place / name for place in near for name in IMAGES]
-    places = [place for place in dict.fromkeys(places) if place.is_relative_to(root)]
-    end = os.path.join("", *names[0].split("/"))
-    elsewhere = (
-        Path(str(image).removesuffix(end)) for image in images_below(root) if image.match(end)
-    )
-    folder = next((p for p in chain(places, elsewhere) if (p / end).is_file()), part.images)
-    if lacking := [name for name in names if not (folder / name).is_file()]:
-        more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
-        raise _error(
-            part.truth,
-            f"names an image that is not there: {printable(folder / lacking[0])}{more}",
-            "complete the images, or take their records out of the file",
-        )
-    return folder
+def _stems(images: Path) -> Iterator[str]:
+    """Path below the folder without extension, of each image."""
+    start = len(os.path.join(images, ""))
+    return (os.path.splitext(str(path)[start:])[0] for path in images_below(images))
 
 
-def match(part: Part, form: Form, *, alone: bool) -> list[Pair]:
-    """(image, its file of boxes or None) of every image, in the order of their names.
-
-    Args:
-        alone: no other part's files are in the folder, so one without an image is an error.
-
-    Raises:
-        UserError: two images of one name, or a file of boxes without an image (code 3).
-    """
-    images, truths = by_name(part.images), files_below(part.truth, _ENDS[form])
-    if alone and (more := [truths[name] for name in truths if name not in images]):
-        more = [file for file in more if form == "voc" or not _NO_LABELS.fullmatch(file.name)]
-        if more:
-            others = f" (and {len(more) - 1:,} more)" if len(more) > 1 else ""
-            problem = f"boxes without an image{others} in {printable(part.images)}"
-            raise _error(more[0], problem, "add the image, or move the boxes away")
-    return [(path, truths.get(name)) for name, path in images.items()]
-
-
-def by_name(folder: Path) -> dict[str, Path]:
-    """Path below ``folder`` without extension -> image."""
-    found: dict[str, Path] = {}
-    for path in images_below(folder):
-        name = os.path.splitext(os.path.relpath(path, folder))[0]
-        if name in found:
-            raise _error(path, f"has the same name as {found[name].name}", "keep one of the two")
-        found[name] = path
-    return found
-
-
-def files_below(folder: Path, end: str) -> dict[str, Path]:
+def files_below(folder: Path, end: str) -> dict[str, str]:
     """Path below ``folder`` without extension -> file of one kind, hidden ones left out."""
     found = {}
+    start = len(os.path.join(folder, ""))
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(names):
             if name[0] != "." and name.lower().endswith(end):
                 path = os.path.join(here, name)
-                found[os.path.splitext(os.path.relpath(path, folder))[0]] = Path(path)
+                found[os.path.splitext(path[start:])[0]] = path
     return found
 
 

@@ -296,6 +296,16 @@ def test_categories_of_coco(tmp_path):
         Boxes("train", root)
 
 
+def test_files_of_coco_are_found_wherever_they_are(tmp_path):
+    for folder in ("batch [1]/x", "batch 2"):
+        pictures(tmp_path / "all" / folder, range(1, 4))
+    Image.new("RGB", (W, H)).save(tmp_path / "all/batch [1]/x/01.jpg")  # one name, two endings
+    coco(tmp_path / "a.json", range(1, 4), "batch [1]/x/")
+    data = Boxes("train", str(tmp_path), validation=0.0, test=0.0)
+    assert data.path(0) == str(tmp_path / "all/batch [1]/x/01.png")
+    assert [len(data[i][1]["boxes"]) for i in range(3)] == [1, 2, 3]
+
+
 def test_crowds_and_areas_of_coco(tmp_path):
     pictures(tmp_path, range(1, 3))
     coco(tmp_path / "a.json", range(1, 3))
