@@ -10,8 +10,8 @@ import numpy as np
 
 from cnnctl.data.base import NoSplit
 from cnnctl.data.box_files import BoxTable, ends
-from cnnctl.data.box_layout import Layout, Part
-from cnnctl.data.box_pairs import image_folder, match
+from cnnctl.data.box_layout import Layout
+from cnnctl.data.box_pairs import Pair, image_folder, match
 from cnnctl.data.coco_index import Index, read_index
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_pairs import divide, listed, no_split
@@ -78,11 +78,12 @@ class Found:
 def read_voc(layout: Layout, wanted: Wanted) -> Found:
     """All parts are looked at: the names of the classes are only in the files."""
     alone = _alone(layout)
-    pairs = {name: _complete(part, alone) for name, part in layout.parts.items()}
+    found = {name: match(part, "voc", alone=alone) for name, part in layout.parts.items()}
     no_test = layout.no_test
-    if "" in pairs and (wanted.root / _LISTS / "train.txt").is_file():
-        pairs = _by_lists(pairs[""], wanted.root / _LISTS)
+    if "" in found and (wanted.root / _LISTS / "train.txt").is_file():
+        found = _by_lists(found[""], wanted.root / _LISTS)
         no_test = f"{_LISTS} has no test.txt"
+    pairs = {name: _complete(own) for name, own in found.items()}
     part = wanted.part(tuple(pairs), no_test)
     chosen = wanted.positions(part, tuple(pairs), len(pairs[part]))
     classes = wanted.classes
@@ -107,17 +108,16 @@ def _alone(layout: Layout) -> bool:
     return len({part.truth for part in layout.parts.values()}) == len(layout.parts)
 
 
-def _complete(part: Part, alone: bool) -> list[tuple[Path, Path]]:
-    """The images and annotations of a part.
+def _complete(pairs: list[Pair]) -> list[tuple[Path, Path]]:
+    """The same, each image with its annotation.
 
     Raises:
         UserError: an image has none.
     """
-    pairs = match(part, "voc", alone=alone)
     if lacking := [image for image, xml in pairs if xml is None]:
         more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
         raise UserError(
-            f"image without an .xml{more} in {printable(part.truth)}",
+            f"image without an .xml{more}",
             file=printable(lacking[0]),
             advice="add the file (without objects, where there are none), or move the image away",
             code=Exit.DATA,
@@ -125,7 +125,7 @@ def _complete(part: Part, alone: bool) -> list[tuple[Path, Path]]:
     return [(image, xml) for image, xml in pairs if xml is not None]
 
 
-def _by_lists(pairs: list[tuple[Path, Path]], folder: Path) -> dict[str, list[tuple[Path, Path]]]:
+def _by_lists(pairs: list[Pair], folder: Path) -> dict[str, list[Pair]]:
     """The samples that train.txt, val.txt and test.txt name.
 
     Raises:

@@ -153,15 +153,20 @@ def _parts(
 
 
 def _truth_folders(root: Path, images: Path) -> Iterator[Path]:
-    """Where the boxes of images in a folder can be: beside them, or in a folder of their own."""
+    """Where the boxes of images in a folder can be: beside them, or in a folder of their own.
+
+    One of an unknown name is the last to be looked into.
+    """
     yield images
-    for above in (images, images.parent, images.parent.parent):
-        if not above.is_relative_to(root):
-            return
+    above_them = (images, images.parent, images.parent.parent)
+    near = [place for place in above_them if place.is_relative_to(root)]
+    for above in near:
         for name in _TRUTHS:
             for place in (above / name / images.name, above / name):
                 if place.is_dir():
                     yield place
+    for above in near[:2]:
+        yield from sorted(p for p in above.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def _json_parts(root: Path, folders: dict[str, Path]) -> dict[str, Part]:
