@@ -52,6 +52,15 @@ def dataset(config: DictConfig, split: str) -> Dataset:
     return _build(config, "data", split=split)
 
 
+def truth(config: DictConfig, split: str) -> Dataset:
+    """One split of the data to score predictions by: images may be absent, if it can do without.
+
+    Raises:
+        UserError: as ``dataset``.
+    """
+    return _build(config, "data", data_class(config).truth_alone(), split=split)
+
+
 def data_class(config: DictConfig) -> type[Dataset]:
     """What ``data=`` is for the task at hand: digits are images of one, or scenes of several.
 
@@ -175,11 +184,13 @@ def _values(config: DictConfig, group: str) -> dict[str, Any]:
     return {str(key): value for key, value in node.items() if key != "_target_"}
 
 
-def _build(config: DictConfig, group: str, *, partial: bool = False, **parts: Any) -> Any:
+def _build(
+    config: DictConfig, group: str, found: Any = None, *, partial: bool = False, **parts: Any
+) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    found, values = _target(config, group), _values(config, group)
+    found, values = found or _target(config, group), _values(config, group)
     accepted = inspect.signature(found).parameters
     parts = {name: part for name, part in parts.items() if name in accepted}
     for name in parts.keys() & values.keys():

@@ -29,6 +29,7 @@ _TYPES: dict[str, Any] = {
     "outputs": str,
     "trust": list[str],
     "checkpoint": str | None,
+    "predictions": str | None,
     "split": str,
 }
 

@@ -18,6 +18,7 @@ EXAMPLES = {
     "eval": [
         "cnnctl eval",
         "cnnctl eval checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 split=val",
+        "cnnctl eval predictions=results.json data=coco data.annotations=instances.json",
     ],
     "predict": [
         "cnnctl predict input=photo.jpg",

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "build": BASE | {"binding", "data", "engine", "models", "models.base", "backbones", "tasks"},
     "commands": BASE
     | {"build", "compose", "data", "engine", "metrics", "models", "models.base", "pictures"}
-    | {"help", "outcome", "tasks"},
+    | {"help", "outcome", "tasks", "anchor_pictures", "chart_pictures"},
     "outcome": {"errors"},
     "cli": {"errors", "compose", "commands", "completion", "help", "outcome"},
     "__main__": {"cli"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnctl import build, compose
+from cnnctl.commands import eval_predictions
 from cnnctl.commands.speed import Speed, measured
 from cnnctl.data.part import Part
 from cnnctl.engine import checkpoint
@@ -27,6 +29,7 @@ from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import MOST_EVALUATED
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import Batch, Predictions
+from cnnctl.tasks.base import Table
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Scores:
     evaluator: Any
     seconds: float  # of the whole pass, reading included
     speed: Speed | None = None
+    tables: Sequence[Table] = ()  # beside the metrics
+    results: Callable[[], list[dict[str, Any]]] | None = None  # for other programs to score
 
 
 def run(settings: DictConfig, overrides: list[str], config_dir: str | None = None) -> int:
@@ -49,6 +54,8 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
         raise UserError(
             f'there is no split "{settings.split}"', field="split", advice="val or test"
         )
+    if settings.predictions is not None:
+        return eval_predictions.run(settings, overrides, config_dir)
     console = Console()
     path = locate(settings)
     console.say(f"checkpoint: {path}")
@@ -67,10 +74,13 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     data = regrouped.get("data", state["choices"]["data"])
     title = f"{state['choices']['model']} on {data}, {settings.split}"
     console.table(title, ("", "value"), rows)
+    for table in scores.tables:
+        console.table(*table)
     if overrides:
         console.say("not written into the run: the command line changed its settings")
     elif path.parent.joinpath("manifest.json").exists():
-        console.say(f"written: {write_scores(path.parent, settings.split, scores)}")
+        for written in write_scores(path.parent, settings.split, scores):
+            console.say(f"written: {written}")
     return Exit.DONE
 
 
@@ -171,7 +181,17 @@ def score(
         )
         seconds = time.perf_counter() - start
         speed = measured(model, loader, machine) if timed else None
-    return Scores(metrics, task.table(evaluator), len(data), evaluator, seconds, speed)
+    results = task.results if by_heart is None else None  # ids are of the whole split
+    return Scores(
+        metrics,
+        task.table(evaluator),
+        len(data),
+        evaluator,
+        seconds,
+        speed,
+        task.tables(evaluator),
+        None if results is None else lambda: results(evaluator, data),
+    )
 
 
 def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> Any:
@@ -187,10 +207,18 @@ def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> 
     return model
 
 
-def write_scores(directory: Path, split: str, scores: Scores) -> Path:
-    """eval-<split>.json in the run directory: metrics, per-class accuracy, confusion matrix."""
+def write_scores(directory: Path, split: str, scores: Scores) -> list[Path]:
+    """eval-<split>.json in the run directory: metrics, figures of each class, confusion matrix.
+
+    Where other programs score such predictions, predictions-<split>.json too.
+    """
     path = directory / f"eval-{split}.json"
     details = scores.evaluator.details()
     record = {"split": split, "images": scores.images, **scores.metrics, **details}
     checkpoint.write_whole(path, json.dumps(record, indent=1).encode())
-    return path
+    if scores.results is None:
+        return [path]
+    other = directory / f"predictions-{split}.json"
+    lines = ",\n".join(json.dumps(row) for row in scores.results())
+    checkpoint.write_whole(other, f"[{lines}]\n".encode())
+    return [path, other]

@@ -88,6 +88,11 @@ class Dataset(ABC):
         return cls
 
     @classmethod
+    def truth_alone(cls) -> type[Dataset]:
+        """The class to score predictions by, of which no image is read."""
+        return cls
+
+    @classmethod
     def option(cls) -> str:
         """Its name on the command line: file, YAML and option share one stem."""
         return cls.__module__.rpartition(".")[2]

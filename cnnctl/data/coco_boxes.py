@@ -80,6 +80,10 @@ class COCOBoxes(COCOSplit):
     def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
         return cls if fields == cls.fields else COCO.serving(fields)
 
+    @classmethod
+    def truth_alone(cls) -> type[Dataset]:
+        return COCOTruth
+
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         return self.image(index), self.truth(index)
 
@@ -160,3 +164,12 @@ class COCOBoxes(COCOSplit):
         """(A,) class of each annotation of the file; -1 for crowds and what is left out."""
         kept = ~self.index.crowds & (self.index.boxes[:, 2] > 0)
         return np.where(kept, self.table[self.index.categories], -1)
+
+
+class COCOTruth(COCOBoxes):
+    """The boxes of a file, whose images need not be there: results of any program are scored by it.
+
+    A file that is given without a folder of images is not divided: every split is all of it.
+    """
+
+    images_needed = False

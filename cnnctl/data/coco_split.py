@@ -35,12 +35,16 @@ class COCOSplit(Dataset):
         validation: share of the training images held out as ``val``; 0 is none.
         test: share held out as ``test`` where ``annotations`` is given; 0 is none.
 
+    Attributes:
+        undivided: every split is all of the file.
+
     Raises:
         UserError: files are absent, or records in them are wrong.
     """
 
     uses: ClassVar[tuple[Use, ...]]  # what each annotation must be fit for
     uses_of_own: ClassVar[tuple[Use, ...]] = ()  # what those of one's own file must be, too
+    images_needed: ClassVar[bool] = True  # or are they only scored, and need not be there?
     table: np.ndarray  # (K,) class of each category of the file
     channels = 3
     mean = (0.485, 0.456, 0.406)  # ImageNet's, as published weights expect
@@ -56,24 +60,28 @@ class COCOSplit(Dataset):
         validation: float,
         test: float,
     ) -> None:
-        if (annotations is None) != (images is None):
-            raise ValueError("annotations and images go together: give both or none")
         own = annotations is not None
+        whole = own and images is None and not self.images_needed
+        if own != (images is not None) and not whole:
+            raise ValueError("annotations and images go together: give both or none")
         shares = {"val": validation, "test": test} if own else {"val": validation}
         check_share(**{"validation": validation} | ({"test": test} if own else {}))
         for part, share in shares.items():
-            if split == part and not share:
+            if split == part and not share and not whole:
                 raise no_split(split, {"val": "validation", "test": "test"}[part])
         self.file, self.folder = self._places(data_root(root), split, year, annotations, images)
         self.index = read_index(self.file, *self.uses, *(self.uses_of_own if own else ()))
+        self.undivided = whole
         self.official = not own  # annotated as stored, as the COCO API reads images
-        if split == "test" and not own:
-            self._official_order(year)
+        if whole or (split == "test" and not own):
             chosen = range(len(self.index))
+            if not own:
+                self._official_order(year)
         else:
             chosen = divide(len(self.index), shares, self.file)[split]
         self.chosen = np.array(chosen, np.int64)  # (M,) positions in the index, upwards
-        self._check_images()
+        if self.images_needed:
+            self._check_images()
 
     def categories(self, chosen: tuple[str, ...] | None) -> list[str]:
         """Names of the file's categories that are to be told apart; None is all of them.
@@ -178,9 +186,11 @@ class COCOSplit(Dataset):
         Raises:
             UserError: one of them is absent.
         """
-        if annotations is not None and images is not None:
-            file, folder = home / annotations, home / images
-            for place, there in ((file, file.is_file()), (folder, folder.is_dir())):
+        absent_is_fine = not cls.images_needed
+        if annotations is not None:
+            file, folder = home / annotations, home / (images or "")
+            found = ((file, file.is_file()), (folder, absent_is_fine or folder.is_dir()))
+            for place, there in found:
                 if not there:
                     raise UserError(
                         "is not there",
@@ -193,7 +203,7 @@ class COCOSplit(Dataset):
         part = f"{'val' if split == 'test' else 'train'}{year}"
         names = [f"annotations/instances_{part}.json", part]
         base = next((b for b in (home / "coco", home) if (b / names[0]).is_file()), home / "coco")
-        if not (base / names[0]).is_file() or not (base / part).is_dir():
+        if not (base / names[0]).is_file() or not (absent_is_fine or (base / part).is_dir()):
             raise absent(home, [f"coco/{name}" for name in names], data=cls.option(), fetch=False)
         return base / names[0], base / part
 

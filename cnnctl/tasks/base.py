@@ -13,6 +13,7 @@ from cnnctl.models.base import Model
 from cnnctl.structures import Batch, Predictions
 
 Description = dict[str, Any]
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 Palette = Sequence[tuple[int, int, int]]
 
 
@@ -36,6 +37,9 @@ class Task:
         annotate: (image (C, h, w) uint8, its description, classes, palette) -> a picture.
         headline: a description in a few words.
         table: evaluator -> rows (title, value) that the summary adds to the metrics.
+        tables: evaluator -> (title, columns, rows) of tables that ``eval`` prints below it.
+        results: (evaluator, data) -> records of what was predicted, for other programs to score,
+            and for ``eval predictions=``.
         prepare: gives a new model what the task decides for it (its loss, how it is tested).
         learn: what the loss takes from the training data, by its name in the model's state; asked
             for before the first step only.
@@ -58,6 +62,8 @@ class Task:
     prepare: Callable[[Any, Any], None] = lambda model, data: None
     learn: Callable[[Dataset], dict[str, Tensor]] = lambda data: {}
     line: tuple[str, ...] = ()
+    tables: Callable[[Any], list[Table]] = lambda evaluator: []
+    results: Callable[[Any, Dataset], list[dict[str, Any]]] | None = None
 
 
 def best_and_worst_class(evaluator: Any) -> list[tuple[str, str]]:

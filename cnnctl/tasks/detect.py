@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnctl import box_pictures, pictures
+from cnnctl.data.base import Dataset
+from cnnctl.data.coco_results import ids_of
 from cnnctl.metrics.detection import METRICS, DetectionEvaluator
 from cnnctl.models.detection import DetectionModel
 from cnnctl.structures import Predictions
-from cnnctl.tasks.base import Description, Task, best_and_worst_class
+from cnnctl.tasks.base import Description, Table, Task, best_and_worst_class
+
+_LISTED = 100  # classes whose figures are printed; a file has all
 
 
 def detect(shown: float = 0.5) -> Task:
@@ -35,6 +39,8 @@ def detect(shown: float = 0.5) -> Task:
         annotate=box_pictures.annotated,
         headline=_most_likely,
         table=best_and_worst_class,
+        tables=_tables,
+        results=_results,
     )
 
 
@@ -63,3 +69,30 @@ def _most_likely(said: Description) -> str:
     listed = ", ".join(f"{row['class']} {pictures.percent(row['score'])}" for row in said["top"])
     more = len(said["detections"]) - len(said["top"])
     return f"{listed} and {more} more" if more else listed
+
+
+def _tables(evaluator: DetectionEvaluator) -> list[Table]:
+    """What each class reaches, and what is wrong with the detections."""
+    details = evaluator.details()
+    protocols = {
+        "coco_ap": "COCO AP",
+        "coco_ap50": "AP50",
+        "voc07_ap": "VOC07",
+        "voc10_ap": "VOC10",
+    }
+    figures = details["per_class"]
+    named = list(figures["coco_ap"])
+    rows = [(name, *(f"{figures[key][name]:.2%}" for key in protocols)) for name in named[:_LISTED]]
+    if more := len(named) - len(rows):
+        rows.append((f"and {more:,} more", *[""] * len(protocols)))
+    threshold, right = details["threshold"], details["right"]
+    kinds = [("right", f"{right:,}"), *((k, f"{n:,}") for k, n in details["errors"].items())]
+    return [
+        ("average precision", ("class", *protocols.values()), rows),
+        (f"detections with a score of at least {threshold:g}", ("", "count"), kinds),
+    ]
+
+
+def _results(evaluator: DetectionEvaluator, data: Dataset) -> list[dict[str, Any]]:
+    images, categories = ids_of(data)
+    return evaluator.results(categories.tolist(), images.tolist())

@@ -244,16 +244,19 @@ def test_nothing():
 
 
 def test_details_are_plain_values():
-    details = evaluator_of(
+    evaluator = evaluator_of(
         (0, [(0, 0.9, BOX), (1, 0.6, FAR), (1, 0.4, BOX)], [(0, BOX), (2, FAR), (1, BOX, "crowd")]),
         (1, [], []),
-    ).details()
+    )
+    details = evaluator.details()
     assert json.loads(json.dumps(details)) == details
     assert details["classes"] == list(CLASSES)
     assert (details["images"], details["objects"], details["ignored_objects"]) == (2, 2, 1)
     assert (details["detections"], details["right"], details["threshold"]) == (3, 1, 0.5)
-    assert details["voc10_ap"] == details["voc07_ap"] == {"cat": 1, "cow": 0}
-    assert details["coco_ap"] == details["coco_ap50"] == {"cat": pytest.approx(1), "cow": 0}
+    ap = details["per_class"]
+    assert ap["voc10_ap"] == ap["voc07_ap"] == {"cat": 1, "cow": 0}
+    assert ap["coco_ap"] == ap["coco_ap50"] == {"cat": pytest.approx(1), "cow": 0}
+    assert not details.keys() & evaluator.compute().keys(), "both go into one record"
     assert details["errors"]["classification"] == sum(details["errors"].values()) == 1
     assert details["confusion"] == [[1, 0, 0, 0], [0] * 4, [0, 1, 0, 0], [0] * 4]
     # The one in the crowd is neither right nor wrong.
@@ -303,6 +306,6 @@ def test_a_real_detector_on_voc_images():
     metrics, details = evaluator.compute(), evaluator.details()
     assert details["images"] == 85
     for name, of_classes in (("voc07_map", "voc07_ap"), ("coco_ap50", "coco_ap50")):
-        assert metrics[name] == pytest.approx(np.mean([*details[of_classes].values()]))
+        assert metrics[name] == pytest.approx(np.mean([*details["per_class"][of_classes].values()]))
     assert 0.3 < metrics["coco_ap"] < metrics["coco_ap50"] < 1
     assert metrics["coco_ap50"] == pytest.approx(metrics["voc10_map"], abs=0.02)
