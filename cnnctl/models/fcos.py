@@ -20,14 +20,18 @@ from torch import Tensor
 from cnnctl.backbones.base import Backbone
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
-from cnnctl.models.one_stage import pyramid_of, require_counts, require_shares, width_for
+from cnnctl.models.one_stage import (
+    GROUPS,
+    pyramid_of,
+    require_counts,
+    require_shares,
+    width_for,
+)
 from cnnctl.models.published_detectors import load_published
 from cnnctl.ops.boxes import Detections, area, centred
 from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
 from cnnctl.ops.matching import NEGATIVE, taken
 from cnnctl.structures import Images
-
-GROUPS = 32  # of the head's group normalisation
 
 
 @dataclass

@@ -8,6 +8,7 @@ from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import Pyramid
 
 SMALL = 256  # pixels of the shorter side below which the papers' numbers are too much
+GROUPS = 32  # of group normalisation
 
 
 def width_for(size: tuple[int, int]) -> int:

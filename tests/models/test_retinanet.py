@@ -80,7 +80,8 @@ def pair() -> tuple[RetinaNet, Any]:
         body, 7, min_size=96, max_size=128, image_mean=[0.0] * 3, image_std=[1.0] * 3
     )
     decided(theirs.head)
-    ours = RetinaNet(ResNet(18), 7, (96, 128), coarse=True, width=256, detections=300)
+    options: dict[str, Any] = {"coarse": True, "width": 256, "group_norm": False}
+    ours = RetinaNet(ResNet(18), 7, (96, 128), detections=300, **options)
     ours.load_state_dict(theirs.state_dict())  # strictly
     return ours.eval(), theirs.eval()
 
@@ -142,6 +143,8 @@ def test_levels(size, maps, coarse, levels):
         model = RetinaNet(ResNet(18), 3, size, maps, coarse)
     assert model.backbone.strides == {f"p{level}": 2**level for level in levels}
     assert model.backbone.width == (256 if min(size) >= 256 else 128)
+    norms = [layer for layer in model.head.modules() if isinstance(layer, nn.GroupNorm)]
+    assert len(norms) == (0 if min(size) >= 256 else 8)
 
 
 def test_nine_anchors_at_every_position(small):
@@ -259,7 +262,8 @@ def test_published_weights(hub):
 
 def test_published_rows_are_found_by_name(hub):
     """Categories 1 and 17 of COCO's 91; at 96 pixels the two coarsest levels are left out."""
-    kwargs: dict[str, Any] = {"width": 256, "weights": "COCO_V1", "frozen_norm": True}
+    kwargs: dict[str, Any] = {"width": 256, "group_norm": False, "frozen_norm": True}
+    kwargs["weights"] = "COCO_V1"
     model = RetinaNet(ResNet(50, 1), 2, (96, 96), classes=("cat", "person"), **kwargs)
     assert model.rebuilt == []
     whole = hub["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)
@@ -276,10 +280,16 @@ def test_published_rows_are_found_by_name(hub):
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta")
 @pytest.mark.parametrize(
-    ("depth", "options"), [(18, {}), (50, {"maps": ("c2", "c3", "c4", "c5")}), (50, {"width": 64})]
+    ("depth", "options"),
+    [
+        (18, {}),
+        (50, {"maps": ("c2", "c3", "c4", "c5")}),
+        (50, {"width": 64}),
+        (50, {"group_norm": True}),
+    ],
 )
 def test_published_weights_that_do_not_fit(hub, depth, options):
-    wanted = r"of backbone=resnet50, maps \[c3, c4, c5\] and width 256"
+    wanted = r"of backbone=resnet50, maps \[c3, c4, c5\], width 256 and group_norm false"
     with torch.device("meta"), pytest.raises(ValueError, match=wanted):
         RetinaNet(ResNet(depth), 91, (800, 800), weights="COCO_V1", **options)
 
@@ -288,6 +298,7 @@ def test_published_weights_that_do_not_fit(hub, depth, options):
     ("options", "message"),
     [
         ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 48}, "group_norm needs a width that is a multiple of 32, got 48"),
         ({"detections": 0}, "detections must be at least 1, got 0"),
         ({"score": 1.5}, r"score must be from 0 to 1, got 1.5"),
         ({"overlap": -0.1}, r"overlap must be from 0 to 1, got -0.1"),
