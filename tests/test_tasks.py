@@ -73,7 +73,7 @@ def test_training_batch_with_soft_labels_has_two_lines(data):
 
 
 def test_evaluation(data):
-    evaluator = TASK.evaluator(CLASSES)
+    evaluator = TASK.evaluator(data)
     seen = []
     for chosen in (slice(0, 4), slice(4, 6)):
         batch, said = batch_of(data, chosen), predictions(*SAID[chosen])
@@ -94,7 +94,7 @@ def test_evaluation(data):
 
 
 def test_mistakes_are_of_the_whole_split_the_worst_first(data):
-    evaluator = TASK.evaluator(CLASSES)
+    evaluator = TASK.evaluator(data)
     evaluator.update(predictions(*SAID), batch_of(data, slice(0, 6)).targets)
     picture = tasks._draw_mistakes(evaluator, data)
     assert picture is not None
@@ -107,7 +107,7 @@ def test_mistakes_are_of_the_whole_split_the_worst_first(data):
 
 
 def test_no_mistakes_no_picture(data):
-    evaluator = TASK.evaluator(CLASSES)
+    evaluator = TASK.evaluator(data)
     evaluator.update(predictions(*SAID[:2]), batch_of(data, slice(0, 2)).targets)
     assert tasks._draw_mistakes(evaluator, data) is None
 

@@ -161,7 +161,7 @@ def score(
     machine.place(model)
     loader = trainer.load(data, augmentation, machine, processes, config.seed)
     at_once = trainer.evaluation_batch(model, augmentation)
-    evaluator = task.evaluator(data.classes)
+    evaluator = task.evaluator(data)
     with console.progress():
         bar = console.bar(split, len(data))
 

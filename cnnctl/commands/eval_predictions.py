@@ -85,7 +85,7 @@ def _scored(task: Task, file: Path, data: Dataset) -> Any:
     """An evaluator that holds the detections in a file and the truth."""
     results = read_results(file, data)
     said = DetectionRows(results.image, results.boxes, results.scores, results.labels)
-    evaluator = task.evaluator(data.classes)
+    evaluator = task.evaluator(data)
     evaluator.merge([Rows(np.arange(len(data)), said, truth_rows(data))])
     return evaluator
 

@@ -120,7 +120,7 @@ def _prepare(
     train, val = build.dataset(config, "train"), _validation(config)
     if trainer.learn_by_heart is not None:
         train = val = _part(train, trainer.learn_by_heart)
-    if monitor not in task.evaluator(train.classes).names:
+    if monitor not in task.evaluator(train).names:
         raise UserError(
             f"{monitor} says nothing about {len(train.classes)} classes",
             field="trainer.monitor",
@@ -156,7 +156,7 @@ def _prepare(
         val=trainer.load(val, augmentation, machine, processes, config.seed) if val else None,
         optimizer=build.optimizer(config),
         schedule=build.schedule(config),
-        evaluator=lambda: task.evaluator(train.classes),
+        evaluator=lambda: task.evaluator(val or train),
         monitor=monitor,
         larger_is_better=task.metrics[monitor],
         seed=config.seed,

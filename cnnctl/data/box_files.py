@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -123,13 +124,15 @@ class BoxFiles(Dataset):
         Returns:
             image (R,) int64, the sample of each, in order; and the columns of ``truth``.
         """
-        counts = self.table.counts()
-        sizes = self.table.sizes
-        if sizes is None:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                sizes = np.array(list(pool.map(self.image_size, range(len(self)))))
-        image = np.repeat(np.arange(len(self)), counts)
+        sizes = self._sizes_looked_up if self.table.sizes is None else self.table.sizes
+        image = np.repeat(np.arange(len(self)), self.table.counts())
         return {"image": image, **self._columns(slice(None), sizes[image])}
+
+    @cached_property
+    def _sizes_looked_up(self) -> np.ndarray:
+        """(M, 2) int64 (h, w), from all image files: once, as every evaluation asks for them."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.array(list(pool.map(self.image_size, range(len(self)))))
 
     def _columns(self, rows: slice, sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Of rows of the table, whose images have ``sizes`` (R, 2) of (h, w); copies."""

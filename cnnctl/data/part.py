@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cnnctl.data.base import Dataset
@@ -31,6 +32,15 @@ class Part(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         return self.whole[self.chosen[index]]
+
+    def all_truth(self) -> dict[str, np.ndarray] | None:
+        """The whole's own of these samples (``COCOBoxes.all_truth``); None where it has none."""
+        every = getattr(self.whole, "all_truth", lambda: None)()
+        if every is None:
+            return None
+        kept = np.isin(every["image"], self.chosen)
+        own = {name: column[kept] for name, column in every.items()}
+        return {**own, "image": np.searchsorted(self.chosen, own["image"])}
 
     def fingerprint(self) -> str:
         return f"{len(self)} of {self.whole.fingerprint()}"

@@ -25,7 +25,8 @@ class Task:
         name: as in ``task=``.
         fields: the columns of ``Targets`` that its data must fill.
         model: the class its models derive from.
-        evaluator: class names -> an object with update, merge, rows and compute.
+        evaluator: the data to be evaluated (whatever has ``classes``) -> an object with update,
+            merge, rows and compute.
         metrics: those that can choose best.pt -> whether larger is better.
         best: the one that does unless ``trainer.monitor`` names another.
         line: those that an epoch's line on the console shows; all where it is empty.
@@ -48,7 +49,7 @@ class Task:
     name: str
     fields: tuple[str, ...]
     model: type[Model]
-    evaluator: Callable[[Sequence[str]], Any]
+    evaluator: Callable[[Any], Any]
     metrics: dict[str, bool]
     best: str
     draw_batch: Callable[[Batch, Dataset], dict[str, Tensor]]

@@ -23,7 +23,7 @@ def classify() -> Task:
         name="classify",
         fields=("label",),
         model=ClassificationModel,
-        evaluator=ClassificationEvaluator,
+        evaluator=lambda data: ClassificationEvaluator(data.classes),
         metrics={"top1": True, "top5": True, "nll": False, "loss": False},
         best="top1",
         draw_batch=_draw_labels,

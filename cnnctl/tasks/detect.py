@@ -29,7 +29,9 @@ def detect(shown: float = 0.5) -> Task:
         name="detect",
         fields=("boxes",),
         model=DetectionModel,
-        evaluator=lambda classes: DetectionEvaluator(classes, shown),
+        evaluator=lambda data: DetectionEvaluator(
+            data.classes, shown, getattr(data, "all_truth", None)
+        ),
         metrics={**dict.fromkeys(METRICS, True), "loss": False},
         best="coco_ap",
         line=("coco_ap", "coco_ap50", "voc07_map"),

@@ -65,7 +65,7 @@ def segment(
         name="segment",
         fields=("mask",),
         model=SegmentationModel,
-        evaluator=lambda classes: SegmentationEvaluator(classes, boundary, suffix),
+        evaluator=lambda data: SegmentationEvaluator(data.classes, boundary, suffix),
         metrics={**{f"{name}{suffix}": True for name in names}, "loss": False},
         best=f"mean_iu{suffix}",
         draw_batch=mask_pictures.draw_batch,

@@ -66,7 +66,7 @@ def evaluated_log_probs(run: Path) -> torch.Tensor:
     evaluate(
         model,
         loader.in_order(40),
-        build.task(config).evaluator(data.classes),
+        build.task(config).evaluator(data),
         machine,
         Processes(),
         lambda number, batch, predictions: found.append(predictions.log_probs),
