@@ -21,6 +21,7 @@ def load_published(
     by_class: Sequence[str],
     fits: str,
     norm_eps: float = _NORM_EPS,
+    background: bool = False,
 ) -> list[str]:
     """Load ``weights`` of torchvision's ``name`` and return the layers that could not be taken.
 
@@ -30,9 +31,11 @@ def load_published(
         num_classes: K of the model.
         classes: the data's names. Where all of them are published ones, their rows of the layers
             ``by_class`` are taken, else those layers stay as they are.
-        by_class: layers whose outputs are (anchor, class), class changing faster.
+        by_class: layers whose outputs are (anchor, class), class changing faster; or (class,
+            number), class changing slower, where there is ``background``.
         fits: what the model must be for the weights to fit, for the error.
         norm_eps: what the published network added to variances.
+        background: the first category is none of the K classes, and its rows are kept as they are.
 
     Raises:
         ValueError: the name of the weights is unknown, or they do not fit the model.
@@ -46,7 +49,11 @@ def load_published(
     entry = entries[weights].value
     published = dict(published_weights(entry))
     _share_channels(model, published)
-    rebuilt = _choose_rows(published, entry.meta["categories"], num_classes, classes, by_class)
+    categories = entry.meta["categories"]
+    if background:
+        rebuilt = _choose_classes(published, categories, num_classes, classes, by_class)
+    else:
+        rebuilt = _choose_rows(published, categories, num_classes, classes, by_class)
     for key in published:
         if key.endswith(".running_var"):
             published[key] = published[key] + (norm_eps - _NORM_EPS)
@@ -77,17 +84,47 @@ def _choose_rows(
     by_class: Sequence[str],
 ) -> list[str]:
     """Keep the rows of the data's classes, in their order; or leave out the layers, and say so."""
-    if classes and set(classes) <= set(categories):
-        rows = torch.tensor([categories.index(name) for name in classes])
-    elif not classes and num_classes == len(categories):
-        rows = torch.arange(num_classes)
-    else:
-        for layer in by_class:
-            del published[f"{layer}.weight"], published[f"{layer}.bias"]
-        return list(by_class)
+    rows = _rows(categories, num_classes, classes)
+    if rows is None:
+        return _without(published, by_class)
     for layer in by_class:
         for kind in ("weight", "bias"):
             whole = published[f"{layer}.{kind}"]
             each = whole.unflatten(0, (-1, len(categories)))  # (anchors, classes, ...)
             published[f"{layer}.{kind}"] = each[:, rows].flatten(0, 1)
     return []
+
+
+def _choose_classes(
+    published: dict[str, Tensor],
+    categories: Sequence[str],
+    num_classes: int,
+    classes: Sequence[str],
+    by_class: Sequence[str],
+) -> list[str]:
+    """The same of layers whose rows are (class, number), the background before the classes."""
+    rows = _rows(categories[1:], num_classes, classes)
+    if rows is None:
+        return _without(published, by_class)
+    rows = torch.cat([torch.zeros(1, dtype=torch.int64), rows + 1])
+    for layer in by_class:
+        for kind in ("weight", "bias"):
+            whole = published[f"{layer}.{kind}"]
+            each = whole.unflatten(0, (len(categories), -1))  # (classes, numbers, ...)
+            published[f"{layer}.{kind}"] = each[rows].flatten(0, 1)
+    return []
+
+
+def _rows(categories: Sequence[str], num_classes: int, classes: Sequence[str]) -> Tensor | None:
+    """(K,) int64 where in ``categories`` the data's classes are; None where they are not."""
+    if classes and set(classes) <= set(categories):
+        return torch.tensor([categories.index(name) for name in classes])
+    if not classes and num_classes == len(categories):
+        return torch.arange(num_classes)
+    return None
+
+
+def _without(published: dict[str, Tensor], layers: Sequence[str]) -> list[str]:
+    for layer in layers:
+        del published[f"{layer}.weight"], published[f"{layer}.bias"]
+    return list(layers)

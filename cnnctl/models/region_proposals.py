@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,13 @@ from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
 from cnnctl.ops import anchors
 from cnnctl.ops.boxes import clip, decode, encode, suppressed, together
-from cnnctl.ops.matching import match, sample, taken
+from cnnctl.ops.levels import tiled_levels
+from cnnctl.ops.matching import IGNORED, match, sample, taken
 from cnnctl.structures import Images
 
 _NARROWEST = 1e-3  # pixels: what is thinner after clipping is no box
+_SIDES = (128, 256, 512)  # of the paper's anchors, in pixels of an image
+_SHORTER = 600  # whose shorter side is this
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class ProposalSettings:
     Args:
         high, low: overlap from which an anchor is an object, and below which it is background.
         anchors: sampled of each image for the loss, half of them objects where there are as many.
+        inside: anchors that cross the border of the image are not trained on (the paper's way;
+            with a pyramid they are).
         overlap: above which the less likely of two proposals goes.
         before: proposals of a map that are compared, in training and in testing.
         after: proposals that are kept of an image, in training and in testing.
@@ -38,80 +44,91 @@ class ProposalSettings:
     high: float = 0.7
     low: float = 0.3
     anchors: int = 256
+    inside: bool = False
     overlap: float = 0.7
     before: tuple[int, int] = (2000, 1000)
     after: tuple[int, int] = (2000, 1000)
 
 
 @dataclass
-class Proposed:
-    """What the head says of the anchors of all maps, and the proposals that come of it.
+class Said:
+    """What the head says of the A anchors of all maps, the finest map first.
 
     Args:
-        logits: (N, A) of there being an object, deltas: (N, A, 4), anchors: (A, 4).
-        boxes: (N, P, 4) in input pixels, the most likely first, without gradient.
-        scores: (N, P) logits; -inf where an image has fewer proposals.
+        logits: (N, A) of there being an object, deltas: (N, A, 4), anchors: (A, 4) in input pixels.
+        counts: anchors of each map.
     """
 
     logits: Tensor
     deltas: Tensor
     anchors: Tensor
+    counts: list[int]
+
+
+@dataclass
+class Proposals:
+    """
+    Args:
+        boxes: (N, P, 4) in input pixels, the most likely first, without gradient.
+        scores: (N, P) logits; -inf where an image has fewer proposals.
+    """
+
     boxes: Tensor
     scores: Tensor
+
+    @property
+    def there(self) -> Tensor:
+        """(N, P) bool: which rows are proposals."""
+        return self.scores > -torch.inf
+
+
+def sides_for(size: tuple[int, int]) -> tuple[float, ...]:
+    """Sides of anchors on a single map, for training images of (h, w): shares of the shorter side.
+
+    The paper has 128, 256 and 512 pixels on images whose shorter side is 600; on an image of
+    96 x 96 that is 20.5, 41 and 82.
+    """
+    return tuple(side * min(size) / _SHORTER for side in _SIDES)
 
 
 class RegionProposals(nn.Module):
     """
     Args:
         width: channels of every map.
-        strides: of each map.
         scales: sides of the anchors of each map, in pixels.
         ratios: height / width of the anchors, on every map.
+        hidden: channels of the 3x3 convolution; None is as many as a map has.
     """
 
     def __init__(
         self,
         width: int,
-        strides: Sequence[int],
         scales: Sequence[Sequence[float]],
         ratios: Sequence[float],
         settings: ProposalSettings,
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.strides, self.settings = tuple(strides), settings
+        self.settings = settings
         self._shapes = [anchors.shapes(sides, ratios).round() for sides in scales]
         self.head = _Head(width, len(self._shapes[0]), hidden or width)
 
-    def forward(self, maps: Sequence[Tensor], images: Images) -> Proposed:
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Said:
+        """
+        Args:
+            size: (h, w) of the pixels that the maps were made of; see ``tiled_levels``.
+        """
         logits, deltas = self.head(maps)
-        counts = [level.shape[1] for level in logits]
-        with torch.autocast(maps[0].device.type, enabled=False):
-            places = [
-                anchors.tiled(
-                    shape.to(level.device), (level.shape[2], level.shape[3]), (stride, stride)
-                )
-                for shape, level, stride in zip(self._shapes, maps, self.strides, strict=True)
-            ]
-            said = Proposed(
-                torch.cat(logits, 1).float(),
-                torch.cat(deltas, 1).float(),
-                torch.cat(places),
-                logits[0].new_empty(0),
-                logits[0].new_empty(0),
-            )
-            said.boxes, said.scores = self._propose(said, counts, images)
-        return said
+        places, counts = tiled_levels(self._shapes, maps, size)
+        return Said(torch.cat(logits, 1).float(), torch.cat(deltas, 1).float(), places, counts)
 
     @torch.no_grad()
-    def _propose(
-        self, said: Proposed, counts: Sequence[int], images: Images
-    ) -> tuple[Tensor, Tensor]:
-        """(N, P, 4) and (N, P): the best of each map, less those that a likelier one overlaps."""
+    def propose(self, said: Said, images: Images) -> Proposals:
+        """The best of each map, less those that a likelier one of that map overlaps."""
         before = self.settings.before[0 if self.training else 1]
         after = self.settings.after[0 if self.training else 1]
         chosen, level, start = [], [], 0
-        for number, count in enumerate(counts):
+        for number, count in enumerate(said.counts):
             best = said.logits[:, start : start + count].topk(min(before, count), dim=1).indices
             chosen.append(best + start)
             level.append(torch.full_like(best, number))
@@ -123,18 +140,16 @@ class RegionProposals(nn.Module):
         wide = (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= _NARROWEST
         image, row = wide.nonzero(as_tuple=True)
         found, values = boxes[image, row], scores[image, row]
-        groups = image * len(counts) + levels[image, row]
+        groups = image * len(said.counts) + levels[image, row]
         keep = suppressed(found, values, groups, self.settings.overlap)
         keep = keep[image[keep].argsort(stable=True)]
         kept = together(len(scores), image[keep], found[keep], values[keep], groups[keep], after)
-        return kept.boxes, kept.scores.masked_fill(kept.labels < 0, -torch.inf)
+        return Proposals(kept.boxes, kept.scores.masked_fill(kept.labels < 0, -torch.inf))
 
-    def losses(self, said: Proposed, truth: Truth) -> Losses:
+    def losses(self, said: Said, images: Images, truth: Truth) -> Losses:
         """Object or not, by cross-entropy, and where, by smooth L1: equation 1 of the paper."""
         settings = self.settings
-        matched = match(
-            truth.boxes, truth.labels, said.anchors, settings.high, settings.low, best=True
-        )
+        matched = self._matched(said.anchors, images, truth)
         positive, negative = sample(matched, settings.anchors, 0.5)
         counted = positive | negative
         total = counted.sum().clamp(min=1)
@@ -145,6 +160,16 @@ class RegionProposals(nn.Module):
         apart = F.smooth_l1_loss(said.deltas, wanted, beta=1 / 9, reduction="none").sum(-1)
         place = torch.where(positive, apart, 0.0).sum()
         return {"rpn_object": objectness / total, "rpn_box": place / total}
+
+    def _matched(self, places: Tensor, images: Images, truth: Truth) -> Tensor:
+        """(N, A): see ``match``."""
+        settings, crossing = self.settings, None
+        if settings.inside:
+            limits = torch.tensor(images.sizes, device=places.device).flip(1)[:, None]  # (N, 1, 2)
+            crossing = (places[:, :2] < 0).any(1) | (places[:, 2:] > limits).any(2)  # (N, A)
+            places = places.expand(len(images), -1, -1).masked_fill(crossing[..., None], 0.0)
+        matched = match(truth.boxes, truth.labels, places, settings.high, settings.low, best=True)
+        return matched if crossing is None else matched.masked_fill(crossing, IGNORED)
 
 
 class _Head(nn.Module):
@@ -160,6 +185,7 @@ class _Head(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        self.register_load_state_dict_pre_hook(_with_present_names)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Of each map (N, h * w * k) and (N, h * w * k, 4), in the order of the anchors."""
@@ -170,3 +196,10 @@ class _Head(nn.Module):
             boxes = self.bbox_pred(hidden).permute(0, 2, 3, 1)
             deltas.append(boxes.reshape(len(boxes), -1, 4))
         return logits, deltas
+
+
+def _with_present_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """torchvision's published files are older than its names."""
+    for kind in ("weight", "bias"):
+        if f"{prefix}conv.{kind}" in state:
+            state[f"{prefix}conv.0.0.{kind}"] = state.pop(f"{prefix}conv.{kind}")

@@ -75,20 +75,49 @@ def sampled(
     return Regions(chosen, image, labels, owner, encode(theirs, chosen, SCALES))
 
 
-def region_losses(logits: Tensor, deltas: Tensor, regions: Regions) -> Losses:
-    """Class by softmax and box by smooth L1, both a mean over all regions.
+def region_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    regions: Regions,
+    bend: float = 1 / 9,
+    hardest: int | None = None,
+) -> Losses:
+    """Class by softmax and box by smooth L1, both a mean over all regions that count.
 
     Args:
         logits: (B, K + 1), background last; deltas: (B, K, 4), or (B, 1, 4) for any class.
+        bend: where smooth L1 becomes straight; Fast R-CNN's 1, torchvision's 1/9.
+        hardest: that many regions of each image count, those with the largest losses (Shrivastava,
+            Gupta, Girshick, "Training region-based object detectors with online hard example
+            mining", arXiv:1604.03540, without its suppression of neighbours); None: all.
     """
     background = logits.shape[1] - 1
-    total = max(1, len(regions.labels))
-    named = F.cross_entropy(logits.float(), regions.labels, reduction="sum") / total
-    objects = regions.labels < background
+    named = F.cross_entropy(logits.float(), regions.labels, reduction="none")
     kind = regions.labels.clamp(max=deltas.shape[1] - 1)
     own = deltas.float()[torch.arange(len(kind), device=kind.device), kind]
-    apart = F.smooth_l1_loss(own, regions.wanted, beta=1 / 9, reduction="none").sum(1)
-    return {"class": named, "box": torch.where(objects, apart, 0.0).sum() / total}
+    apart = F.smooth_l1_loss(own, regions.wanted, beta=bend, reduction="none").sum(1)
+    apart = torch.where(regions.labels < background, apart, 0.0)
+    if hardest is not None:
+        counted = hardest_of_images((named + apart).detach(), regions.image, hardest)
+        named, apart = named[counted], apart[counted]
+    total = max(1, len(named))
+    return {"class": named.sum() / total, "box": apart.sum() / total}
+
+
+def hardest_of_images(loss: Tensor, image: Tensor, count: int) -> Tensor:
+    """(H,) rows of the ``count`` largest of ``loss`` (B,) of each image (B,), in any order."""
+    order = loss.argsort(descending=True)
+    order = order[image[order].argsort(stable=True)]  # the largest first, image by image
+    owner = image[order]
+    counts = owner.bincount()
+    rank = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+    return order[rank < count]
+
+
+def in_a_row(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, P, 4) -> (N * P, 4) and whose each is (N * P,)."""
+    n, p, _ = boxes.shape
+    return boxes.flatten(0, 1), torch.arange(n, device=boxes.device).repeat_interleave(p)
 
 
 def named_regions(
@@ -105,14 +134,15 @@ def named_regions(
     """Detections of N images of what a head says of their proposals.
 
     Args:
-        logits: (N, P, K + 1), background last; deltas: (N, P, K or 1, 4).
+        logits: (N * P, K + 1), background last; deltas: (N * P, K or 1, 4).
         boxes: (N, P, 4); there: (N, P) which proposals are some.
         score, overlap, most: see ``best_of_classes``.
     """
-    n, p, k = len(boxes), boxes.shape[1], logits.shape[-1] - 1
-    scores = logits.float().softmax(-1)[..., :k] * there[:, :, None]
-    moved = decode(deltas, boxes[:, :, None], SCALES)
+    n, p, k = len(boxes), boxes.shape[1], logits.shape[1] - 1
+    scores = logits.float().softmax(1)[:, :k].unflatten(0, (n, p)) * there[:, :, None]
+    moved = decode(deltas.unflatten(0, (n, p)), boxes[:, :, None], SCALES)
+    own = moved.shape[2]
     sizes = torch.tensor(images.sizes, device=boxes.device)
-    moved = clip(moved.flatten(1, 2), sizes).view(n, p, -1, 4).expand(-1, -1, k, -1)
+    moved = clip(moved.flatten(1, 2), sizes).view(n, p, own, 4).expand(-1, -1, k, -1)
     wide = (moved[..., 2:] - moved[..., :2]).amin(-1) >= 1e-2
     return best_of_classes(moved, scores * wide, score=score, overlap=overlap, most=most)
