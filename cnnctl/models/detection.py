@@ -51,7 +51,7 @@ class DetectionModel(Model):
 
     def loss(self, images: Images, targets: Targets) -> Losses:
         if self.training:
-            return self.losses(self.features(images.pixels), images, _truth(images, targets))
+            return self.losses(self.features(images.pixels), images, truth_of(images, targets))
         return self._pass(images, targets, False)[0]
 
     def predict(self, images: Images) -> Predictions:
@@ -64,7 +64,7 @@ class DetectionModel(Model):
         self, images: Images, targets: Targets | None, detect: bool
     ) -> tuple[Losses, Predictions]:
         total: Losses = {}
-        truth = _truth(images, targets) if targets is not None else None
+        truth = truth_of(images, targets) if targets is not None else None
         found: list[tuple[Tensor | slice, Detections]] = []
         for rows, part in _of_one_size(images):
             features = self.features(part.pixels)
@@ -78,7 +78,8 @@ class DetectionModel(Model):
         return total, _in_original_pixels(found, images) if detect else Predictions()
 
 
-def _truth(images: Images, targets: Targets) -> Truth:
+def truth_of(images: Images, targets: Targets) -> Truth:
+    """What is trained on, for a stage with a loss of its own: input pixels, no crowds."""
     boxes, labels = targets.boxes, targets.labels
     assert boxes is not None, "detection needs the column `boxes`"
     assert labels is not None
