@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -141,6 +141,35 @@ def cnnctl() -> Cnnctl:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def coco_api() -> Callable[[Any, Any], list[float]]:
+    """(annotations, results: COCO's files or what they hold) -> the twelve numbers of its API."""
+    import contextlib
+    import copy
+    import io
+    import json
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def read(given: Any) -> Any:
+        return json.loads(given.read_text()) if isinstance(given, Path) else copy.deepcopy(given)
+
+    def numbers(annotations: Any, results: Any) -> list[float]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth: Any = COCO()
+            truth.dataset, found = read(annotations), read(results)
+            truth.createIndex()
+            found = found if isinstance(found, list) else found["annotations"]
+            evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation.stats.tolist()
+
+    return numbers
 
 
 @pytest.fixture(scope="session")

@@ -52,14 +52,15 @@ class Results:
         """Those of the images from ``start`` to ``stop``, padded to the most that one of them has.
 
         Returns:
-            boxes (N, D, 4) float32, scores (N, D) float32, labels (N, D) int64 with -1 = none.
+            boxes (N, D, 4) and scores (N, D) in float64, with the file's own digits; labels (N, D)
+            int64 with -1 = none.
         """
         first, last = np.searchsorted(self.image, (start, stop))
         row = self.image[first:last] - start  # (d,) int64
         counts = np.bincount(row, minlength=stop - start)  # (N,)
         place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         shape = (stop - start, int(counts.max(initial=0)))
-        boxes, scores = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.float32)
+        boxes, scores = np.zeros((*shape, 4)), np.zeros(shape)
         labels = np.full(shape, -1, np.int64)
         boxes[row, place] = self.boxes[first:last]
         scores[row, place] = self.scores[first:last]

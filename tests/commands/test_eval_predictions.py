@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cnnctl.errors import Exit
+from cnnctl.metrics.detection import METRICS
 
 SMALL = ("data.size=32", "data.digits=[1,3]", "data.scale=[0.3,0.6]")
 FEW = (*SMALL, "data.train_images=4", "data.val_images=3", "data.test_images=5")
@@ -183,19 +184,30 @@ def test_figures_are_said_where_nothing_can_be_written(
 
 
 @pytest.mark.data
-def test_published_figures(command, tmp_path):
-    """coco_fake100: the twelve numbers that the COCO API prints, from annotations alone."""
+@pytest.mark.parametrize(
+    ("name", "truth", "found", "ap"),
+    [
+        (
+            "coco_fake100",
+            "instances_val2014_100.json",
+            "instances_val2014_fakebbox100_results.json",
+            0.505,
+        ),
+        ("coco_sampled", "sampled_gts_bbox_area.json", "sampled_bbox_results.json", 0.503647),
+    ],
+)
+def test_published_figures(name, truth, found, ap, command, coco_api, tmp_path):
+    """The twelve numbers of the COCO API to the last digit, from annotations alone."""
     root = os.environ.get("CNNCTL_DATA")
-    folder = Path(root or "nowhere") / "eval_reference/coco_fake100"
+    folder = Path(root or "nowhere") / "eval_reference" / name
     if not folder.is_dir():
         pytest.skip("$CNNCTL_DATA does not hold eval_reference")
-    shutil.copy(folder / "instances_val2014_fakebbox100_results.json", tmp_path / "found.json")
-    given = ("data=coco", f"data.annotations={folder / 'instances_val2014_100.json'}")
-    assert command("eval", f"predictions={tmp_path / 'found.json'}", *given) == 0
-    scores = json.loads((tmp_path / "found.scores.json").read_text())
-    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100",
-             "ar_small", "ar_medium", "ar_large")  # fmt: skip
-    published = (
-        *(0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564),
+    file = Path(shutil.copy(folder / found, tmp_path / "found.json"))
+    assert (
+        command("eval", f"predictions={file}", "data=coco", f"data.annotations={folder / truth}")
+        == 0
     )
-    assert tuple(round(scores[f"coco_{name}"], 3) for name in names) == published
+    scores = json.loads((tmp_path / "found.scores.json").read_text())
+    figures = [scores[name] for name in METRICS[:12]]
+    assert figures == pytest.approx(coco_api(folder / truth, file), rel=0, abs=1e-12)
+    assert figures[0] == pytest.approx(ap, abs=5e-4 if name == "coco_fake100" else 5e-7)

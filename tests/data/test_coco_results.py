@@ -15,8 +15,9 @@ from cnnctl.data.base import Dataset
 from cnnctl.data.coco_boxes import COCOBoxes
 from cnnctl.data.coco_results import Results, read_results
 from cnnctl.errors import Exit, UserError
-from cnnctl.metrics.box_rows import DetectionRows, TruthRows
-from cnnctl.metrics.detection import DetectionEvaluator, Rows
+from cnnctl.metrics.detection import METRICS
+from cnnctl.structures import collate
+from cnnctl.tasks.detect import detect
 
 
 class Three(Dataset):
@@ -79,7 +80,7 @@ def test_predictions_of_some_images(tmp_path):
     assert found.boxes is not None
     assert found.labels is not None
     assert found.scores is not None
-    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert found.boxes.dtype == found.scores.dtype == torch.float64
     assert found.labels.tolist() == [[0, -1, -1, -1], [-1] * 4, [0, 1, 1, 0]]
     assert found.scores.tolist() == [[0.5, 0, 0, 0], [0] * 4, [1, 0.25, 0.25, 0.25]]
     assert found.boxes[0].tolist() == [[0.5, 0, 0.5, 2], [0] * 4, [0] * 4, [0] * 4]
@@ -189,7 +190,7 @@ def reference(name: str) -> Path:
         ),
     ],
 )
-def test_published_scores_from_files(tmp_path, name, truth, found, published):
+def test_published_scores_from_files(tmp_path, coco_api, name, truth, found, published):
     """The files of others through every part of ours, to the twelve numbers that they print."""
     file = reference(name) / truth
     for row in json.loads(file.read_text())["images"]:
@@ -197,11 +198,14 @@ def test_published_scores_from_files(tmp_path, name, truth, found, published):
     place: Any = {"annotations": str(file), "images": str(tmp_path)}
     data = COCOBoxes("train", **place, validation=0.0, test=0.0)
     results = read_results(reference(name) / found, data)
-    evaluator = DetectionEvaluator(data.classes)
-    said = DetectionRows(results.image, results.boxes, results.scores, results.labels)
-    evaluator.merge([Rows(np.arange(len(data)), said, TruthRows(**data.all_truth()))])
-    scores = evaluator.compute()
-    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100",
-             "ar_small", "ar_medium", "ar_large")  # fmt: skip
+    evaluator = detect().evaluator(data)
+    for start in range(0, len(data), 7):  # batch by batch, with targets as a loader makes them
+        stop = min(start + 7, len(data))
+        pixel = torch.zeros(1, 1, 1, dtype=torch.uint8)
+        batch = collate([(index, pixel, data.truth(index)) for index in range(start, stop)])
+        evaluator.update(results.predictions(start, stop), batch.targets)
+    scores = [evaluator.compute()[name] for name in METRICS[:12]]
     digits = 3 if name == "coco_fake100" else 6
-    assert tuple(round(scores[f"coco_{n}"], digits) for n in names) == published
+    assert tuple(round(score, digits) for score in scores) == published
+    expected = coco_api(file, reference(name) / found)
+    assert scores == pytest.approx(expected, rel=0, abs=1e-12)

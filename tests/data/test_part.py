@@ -1,5 +1,6 @@
 """A part of a data set is a data set."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,19 @@ def test_its_facts_are_the_wholes(whole):
     for name in ("classes", "channels", "mean", "std", "size", "mirror", "palette"):
         assert getattr(part, name) == getattr(whole, name)
     assert part.fingerprint() != whole.fingerprint() != Part(whole, 4).fingerprint()
+
+
+def test_truth_of_its_own_samples(whole):
+    assert Part(whole, 4).all_truth() is None, "the whole has none to give"
+    image = np.array([0, 2, 2, 3, 7, 9])
+    whole.all_truth = lambda: {"image": image, "area": image / 10}
+    every = Part(whole, 4).all_truth()  # samples 0, 2, 5 and 7
+    assert every is not None
+    assert every["image"].tolist() == [0, 1, 1, 3]
+    assert every["area"].tolist() == [0, 0.2, 0.2, 0.7]
+    half = Part(Part(whole, 4), 2).all_truth()  # 0 and 5
+    assert half is not None
+    assert half["image"].tolist() == [0]
 
 
 @pytest.mark.parametrize("count", [0, 11])

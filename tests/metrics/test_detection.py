@@ -166,6 +166,62 @@ def test_exported_results_score_the_same_with_pycocotools():
     assert [metrics[name] for name in METRICS[:12]] == pytest.approx(evaluation.stats, abs=1e-14)
 
 
+EXACT = {
+    "image": np.array([3, 7, 9]),
+    "boxes": np.array([[0, 0, 0.4, 1], [0, 0, 5, 5], [0, 0, 0.4, 1]]),
+    "labels": np.array([0, 1, 0]),
+    "crowd": np.zeros(3, bool),
+    "difficult": np.zeros(3, bool),
+    "area": np.array([0.4, 25, 0.4]),
+}
+THREE_QUARTERS = [0, 0, 3 * 0.1, 1]  # of [0, 0, 0.4, 1], whose float32 is larger
+
+
+def rounded(image: int) -> tuple[Predictions, Targets]:
+    """A cat of EXACT with the detection, in float64, that covers three quarters of it."""
+    predictions, targets = batch_of([(image, [(0, 0.5, THREE_QUARTERS)], [(0, [0, 0, 0.4, 1])])])
+    predictions.boxes = torch.tensor([[THREE_QUARTERS]], dtype=torch.float64)
+    return predictions, targets
+
+
+def test_the_rounding_of_targets_does_not_decide():
+    rough = DetectionEvaluator(CLASSES)
+    rough.update(*rounded(3))
+    assert rough.compute()["coco_ap75"] == 0
+    parts = [DetectionEvaluator(CLASSES, truth=lambda: EXACT) for _ in range(2)]
+    for part, image in zip(parts, (9, 3), strict=True):
+        part.update(*rounded(image))
+    parts[0].merge([parts[1].rows()])
+    assert parts[0].compute()["coco_ap75"] == 1
+    rows = parts[0].rows()
+    assert rows.truth.image.tolist() == [3, 9], "the dog of image 7 was not looked for"
+    assert rows.truth.boxes.dtype == rows.detections.boxes.dtype == np.float64
+    assert rows.truth.area.tolist() == [0.4, 0.4]
+
+
+def test_coarser_predictions_are_float32():
+    predictions, targets = rounded(3)
+    assert predictions.boxes is not None
+    predictions.boxes = predictions.boxes.bfloat16()
+    evaluator = DetectionEvaluator(CLASSES, truth=lambda: None)
+    evaluator.update(predictions, targets)
+    assert evaluator.rows().detections.boxes.dtype == np.float32
+    assert evaluator.rows().truth.boxes.dtype == np.float32, "no truth of its own: the targets"
+
+
+@pytest.mark.parametrize("change", ["absent", "labels", "crowd"])
+def test_truth_that_is_not_that_of_the_targets(change):
+    other = {name: column.copy() for name, column in EXACT.items()}
+    if change == "absent":
+        other = {name: column[1:] for name, column in other.items()}
+    else:
+        other[change][0] = 1
+    evaluator = DetectionEvaluator(CLASSES, truth=lambda: other)
+    evaluator.update(*rounded(3))
+    with pytest.raises(ValueError, match="own truth of these images is not that of their targets"):
+        evaluator.compute()
+
+
 @pytest.mark.parametrize(("batch", "processes"), [(1, 1), (2, 3), (5, 2), (20, 1)])
 def test_figures_do_not_depend_on_batches_or_processes(batch, processes):
     rows = random_rows(1, 20)
