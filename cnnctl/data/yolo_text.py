@@ -25,6 +25,7 @@ from cnnctl.errors import Exit, UserError
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 MAX_BYTES = 4 << 20  # of a file: no image has that many boxes
 _SLACK = 1e-3  # of a side: half a pixel of 500, which tools lose by rounding
+_LEAST = 1e-6  # of a side that is within the image; in float32 pixels no less could be told
 _CHUNK = 64  # files that a thread reads at once
 _COLUMNS = 5
 _WIDEST = 60  # characters of a fault's own text that are shown
@@ -135,7 +136,8 @@ def _read(path: str) -> Rows:
 def _problems(values: np.ndarray, classes: tuple[str, ...]) -> list[tuple[int, str]]:
     """(row, what is wrong with it) of rows that are finite, in their order."""
     number, least, most = values[:, 0], values[:, -2], values[:, -1]
-    sides = values[:, 3:5].min(1, initial=math.inf)
+    within = _corners(values).clip(0, 1)
+    sides = (within[:, 2:] - within[:, :2]).min(1, initial=math.inf)
     last = len(classes) - 1
     beyond = (number < 0) | (number > last)
     one_based = beyond.any() and number.min() == 1 and number.max() == last + 1
@@ -163,7 +165,7 @@ def _problems(values: np.ndarray, classes: tuple[str, ...]) -> list[tuple[int, s
                 + (", not pixels" if most[row] > 2 else "")
             ),
         ),
-        (sides <= 0, lambda row: "the box has no area"),
+        (sides < _LEAST, lambda row: "the box has no area within the image"),
     )
     found: dict[int, str] = {}
     for wrong, problem in kinds:
@@ -172,9 +174,14 @@ def _problems(values: np.ndarray, classes: tuple[str, ...]) -> list[tuple[int, s
     return sorted(found.items())
 
 
-def _table(values: np.ndarray, own: np.ndarray) -> BoxTable:
+def _corners(values: np.ndarray) -> np.ndarray:
+    """(A, 4) xyxy of rows, past the edge of the image too."""
     half = values[:, 3:5] / 2
-    exact = np.concatenate([values[:, 1:3] - half, values[:, 1:3] + half], 1)  # (A, 4)
+    return np.concatenate([values[:, 1:3] - half, values[:, 1:3] + half], 1)
+
+
+def _table(values: np.ndarray, own: np.ndarray) -> BoxTable:
+    exact = _corners(values)
     boxes = exact.clip(0, 1)
     none = np.zeros(len(values), bool)
     return BoxTable(
@@ -229,7 +236,10 @@ def _names(file: Path) -> tuple[str, ...]:
     if file.suffix in (".yaml", ".yml"):
         names = _from_yaml(file, text)
     else:
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        names = tuple(line.strip() for line in text.rstrip().splitlines())
+        if "" in names:
+            where = names.index("") + 1
+            raise _error(file, f"line {where} is empty: which number has the name below it?")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise _error(file, f'has the class "{twice}" twice')

@@ -62,8 +62,10 @@ def test_what_reaches_beyond_the_image_is_clipped_and_counted(read):
         ("0 0.5 0.5 1.2 0.5", "holds 1.2, must be shares of the sides, from 0 to 1"),
         ("0 -0.1 0.5 0.2 0.5", "holds -0.1: shares of the sides are not negative"),
         ("0 0.1 0.5 0.2 -0.5", "holds -0.5: shares of the sides are not negative"),
-        ("0 0.1 0.5 0 0.5", "the box has no area"),
-        ("0 0.1 0.5 0.2 0.5 0.1 0.5", "the box has no area"),
+        ("0 0.1 0.5 0 0.5", "the box has no area within the image"),
+        ("0 0.1 0.5 0.2 0.5 0.1 0.5", "the box has no area within the image"),
+        ("0 0.1 0.5 0.2 1e-9", "the box has no area within the image"),
+        ("0 1.0009 0.5 0.0001 0.5", "the box has no area within the image"),
         ("0 0.1 nan 0.2 0.5", "holds nan, which is no number"),
         ("0 0.1 inf 0.2 -inf", "holds inf, which is no number"),
         ("0 1e308 1e308 1e308 1e308", "holds inf, which is no number"),
@@ -124,7 +126,7 @@ def test_files_that_cannot_be_read(tmp_path):
     [
         ("data.yaml", "train: ../train\nnames:\n  0: cat\n  1: dog\n  2: cow\n"),
         ("data.yml", "nc: 3\nnames: ['cat', 'dog', 'cow']\n"),
-        ("classes.txt", "cat\r\ndog\n\ncow\n"),
+        ("classes.txt", "cat\r\ndog\n cow\n\n"),
         ("obj.names", "\ufeffcat\ndog\ncow"),
     ],
 )
@@ -159,6 +161,12 @@ def test_name_files_that_are_wrong(tmp_path, text, problem):
     with pytest.raises(UserError, match=problem) as caught:
         read_names([tmp_path])
     assert "data.classes=" in (caught.value.advice or "")
+
+
+def test_an_empty_line_among_the_names_is_asked_about(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(UserError, match="line 2 is empty"):
+        read_names([tmp_path])
 
 
 def test_two_files_that_name_different_classes(tmp_path):
