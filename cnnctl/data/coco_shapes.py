@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+_LEAST = 0.01  # pixels of a side; where an image is mirrored float32 may tell no less
 _TURNS = 100  # of its image's height and width, that outlines may be long; COCO's longest: 4
 
 
@@ -20,7 +21,7 @@ def check_box(box: Any, height: int, width: int) -> tuple[float, float, float, f
     """x, y, width, height as a file says them -> x1, y1, x2, y2, which may reach past the edge.
 
     Raises:
-        Flat: it has no width or no height, or none that float32 can tell.
+        Flat: it has no width or no height, or less than ``_LEAST``.
         ValueError: ``bbox[2]: is text, must be a number``: it is no box, or not in this image.
     """
     x, y, w, h = check_four(box)
@@ -31,9 +32,8 @@ def check_box(box: Any, height: int, width: int) -> tuple[float, float, float, f
         raise ValueError(f"bbox: {box} reaches far outside the image of {width} x {height}")
     for place, name, low, most in ((2, "width", x, width), (3, "height", y, height)):
         first, last = max(low, 0), min(low + box[place], most)
-        # Below a hundredth of a pixel float32 may not tell one side from the other.
-        if last - first < 0.01 and np.float32(first) >= np.float32(last):
-            if box[place] < 0.01:
+        if last - first < _LEAST:
+            if box[place] < _LEAST:
                 raise Flat(f"bbox[{place}]: the {name} is {box[place]}, must be > 0")
             raise ValueError(f"bbox: {box} is wholly outside the image of {width} x {height}")
     return x, y, x + w, y + h

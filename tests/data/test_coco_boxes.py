@@ -208,7 +208,8 @@ OUTSIDE = "is wholly outside the image of 60 x 40"
         ([9, 9, 3, -0.5], "bbox[3]: the height is -0.5, must be > 0"),
         ([9, 9, 0, 4], "bbox[2]: the width is 0, must be > 0"),
         ([9, 9, 3, 0.0], "bbox[3]: the height is 0.0, must be > 0"),
-        ([50, 9, 1e-6, 4], "bbox[2]: the width is 1e-06, must be > 0"),  # none in float32
+        ([50, 9, 1e-5, 4], "bbox[2]: the width is 1e-05, must be > 0"),
+        ([0, 9, 4, 1e-5], "bbox[3]: the height is 1e-05, must be > 0"),  # float32 could tell it
         ([1, 2, 1e20, 4], f"bbox: [1, 2, 1e+20, 4] {FAR}"),
         ([1e20, 2, 3, 4], f"bbox: [1e+20, 2, 3, 4] {FAR}"),
         ([1, -41, 3, 45], f"bbox: [1, -41, 3, 45] {FAR}"),
@@ -216,7 +217,7 @@ OUTSIDE = "is wholly outside the image of 60 x 40"
         ([-3, 2, 3, 4], f"bbox: [-3, 2, 3, 4] {OUTSIDE}"),
         ([1, 41.5, 3, 4], f"bbox: [1, 41.5, 3, 4] {OUTSIDE}"),
         ([1, -5, 3, 4], f"bbox: [1, -5, 3, 4] {OUTSIDE}"),
-        ([59.9999999, 2, 3, 4], f"bbox: [59.9999999, 2, 3, 4] {OUTSIDE}"),
+        ([59.999, 2, 3, 4], f"bbox: [59.999, 2, 3, 4] {OUTSIDE}"),
     ],
 )
 def test_boxes_that_are_wrong(tmp_path, bbox, words):
@@ -265,7 +266,7 @@ def test_a_box_past_the_edge_is_cut_off_and_counted(tmp_path):
             thing(1, 70, 3, [-4, 10, 10, 5]),
             thing(2, 70, 3, [30, 30, 5, 5]),
             thing(3, 69, 3, [50, 35, 20, 10]),
-            thing(4, 69, 3, [20, 10, 1e-4, 1e-4]),  # tiny, and yet a box
+            thing(4, 69, 3, [20, 10, 0.02, 0.02]),  # tiny, and yet a box
         ),
     )
     assert data.truth(1)["boxes"].tolist() == [[0, 10, 6, 15], [30, 30, 35, 35]]
