@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
 
@@ -224,7 +225,9 @@ def position_sensitive_roi_pool(
         raise ValueError(
             f"{features.shape[1]} channels cannot be shared by {size[0]} x {size[1]} bins"
         )
-    return _torchvision(torchvision.ops.ps_roi_pool, features, _rows(boxes, image), size, scale)
+    # torchvision's operator never reads the last row and the last column of a map.
+    framed = F.pad(features, (0, 1, 0, 1))
+    return _torchvision(torchvision.ops.ps_roi_pool, framed, _rows(boxes, image), size, scale)
 
 
 def spatial_pyramid_pool(

@@ -224,11 +224,24 @@ def test_roi_pool_by_hand():
 
 
 def test_position_sensitive_pooling_is_torchvisions(boxes, image):
+    """But for the last row and the last column, which torchvision's leaves out."""
+
+    def framed(one: Tensor) -> Tensor:
+        return torch.nn.functional.pad(one, (0, 1, 0, 1))
+
     agree(
         lambda one: position_sensitive_roi_pool(one, boxes, image, (3, 3), 1 / 16),
-        lambda one: torchvision.ops.ps_roi_pool(one, rows(boxes, image), 3, 1 / 16),
+        lambda one: torchvision.ops.ps_roi_pool(framed(one), rows(boxes, image), 3, 1 / 16),
         [random(2, 18, 8, 10)],
     )
+
+
+def test_position_sensitive_pooling_reaches_the_border():
+    features = torch.arange(16.0).view(1, 1, 4, 4)
+    boxes = torch.tensor([[48.0, 48, 64, 64], [32, 0, 64, 64], [0, 0, 64, 64], [96, 0, 128, 64]])
+    found = position_sensitive_roi_pool(features, boxes, boxes[:, 0].long() * 0, (1, 1), 1 / 16)
+    # The last pixel; the last two columns; all; none, beyond the image.
+    assert found.flatten().tolist() == [15, 8.5, 7.5, 0]
 
 
 def test_position_sensitive_pooling_by_hand():
