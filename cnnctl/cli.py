@@ -22,9 +22,9 @@ COMMANDS = {
     "eval": "score a checkpoint on a split of the data",
     "predict": "classes of your own images, as JSON lines and pictures",
     "info": "layers, parameters, FLOPs and receptive field of a network, before any training",
-    "data": "which data sets there are; show, check or fetch one",
+    "data": "which data sets there are; show, check, fetch or export one",
 }
-ACTIONS = {"data": ("list", "show", "check", "fetch")}
+ACTIONS = {"data": ("list", "show", "check", "fetch", "export")}
 _SWITCHES = {
     "-h": "help",
     "--help": "help",
@@ -40,6 +40,7 @@ PRIMARY = {
     "eval": "eval",
     "predict": "predict",
 }
+BESIDE = {("info", None): "info", ("data", "export"): "export"}  # keys beside those of PRIMARY
 
 
 @dataclass
@@ -141,11 +142,13 @@ def _run(call: Call) -> int:
 
         return sweep.run(call.overrides, call.config_dir)
     own, others = call.overrides, []
+    beside = BESIDE.get((call.command, call.action))
+    if beside is not None:
+        others, own = compose.split_own(beside, own, known=_keys())
     if call.command in ("eval", "predict"):
         own, others = compose.split_own(PRIMARY[call.command], call.overrides)
     elif call.command == "tune":  # all of train's keys go on to every run
-        keys = tuple(map(str, compose.compose("train", [])))
-        own, others = compose.split_own("tune", call.overrides, known=keys)
+        own, others = compose.split_own("tune", call.overrides, known=_keys())
     elif call.command == "train" and _resumes(own):
         # The run's own configuration counts, not the one composed today.
         own, others = compose.split_own(
@@ -158,6 +161,13 @@ def _run(call: Call) -> int:
         print(OmegaConf.to_yaml(compose.settings(config)), end="")
         return Exit.DONE
     return _hand_over(call, config, others)
+
+
+def _keys() -> tuple[str, ...]:
+    """The keys of ``train``, and its groups."""
+    from cnnctl import compose
+
+    return tuple(map(str, compose.compose("train", [])))
 
 
 def _resumes(overrides: list[str]) -> bool:
@@ -188,10 +198,16 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
         from cnnctl.commands import tune
 
         return tune.run(settings, others, call.config_dir)
+    beside = BESIDE.get((call.command, call.action))
+    options = compose.settings(compose.compose(beside, others)) if beside is not None else None
     if call.command == "info":
-        from cnnctl.commands import info
+        from cnnctl.commands import draw, info
 
-        return info.run(settings, compose.choices(config)) or Exit.DONE
+        chosen = compose.choices(config)
+        info.run(settings, chosen)
+        if options is not None and options.draw is not None:
+            draw.run(settings, chosen, options)
+        return Exit.DONE
     from cnnctl.commands import data
 
-    return data.run(settings, call.action or "list") or Exit.DONE
+    return data.run(settings, call.action or "list", options) or Exit.DONE

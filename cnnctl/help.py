@@ -25,9 +25,18 @@ EXAMPLES = {
         "cnnctl predict checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 input=photos/",
         "cnnctl predict input='photos/*.png' pictures=false",
     ],
-    "info": ["cnnctl info model=resnet20 data=cifar10"],
-    "data": ["cnnctl data list", "cnnctl data show data=mnist", "cnnctl data check data=cifar10"],
+    "info": [
+        "cnnctl info model=resnet20 data=cifar10",
+        "cnnctl info task=detect data=voc draw=anchors",
+    ],
+    "data": [
+        "cnnctl data list",
+        "cnnctl data show data=mnist",
+        "cnnctl data check data=cifar10",
+        "cnnctl data export data=digits format=coco output=scenes",
+    ],
 }
+BESIDE = {"info": ("info", "drawing"), "data": ("export", "export")}  # -> a YAML, what it is of
 NOTES = {
     "predict": [
         "Images are brought to the size of the training images and otherwise left as they are:",
@@ -65,6 +74,9 @@ def command(name: str, summary: str, primary: str) -> str:
             options = [(path.stem, explanation(path)) for path in sorted(folder.glob("*.yaml"))]
             lines += _columns(options, indent=4)
     lines += ["", "keys:", *_columns(_keys(conf / f"{primary}.yaml"))]
+    if name in BESIDE:
+        stem, title = BESIDE[name]
+        lines += ["", f"keys of {title}:", *_columns(_keys(conf / f"{stem}.yaml"))]
     if name == "train":
         lines += [
             "",

@@ -1,4 +1,4 @@
-"""``cnnctl data list|show|check|fetch``: what data there is, how it looks, whether it is whole."""
+"""``cnnctl data list|show|check|fetch|export``: what data there is, how it looks, is it whole."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl import help as pages
+from cnnctl.commands import export
 from cnnctl.data.base import SPLITS, Dataset, NoSplit, classes_in
 from cnnctl.data.inspection import Report, check, measure
 from cnnctl.errors import Exit, UserError
@@ -24,15 +25,23 @@ _ROWS, _COLUMNS, _CELL, _TITLE = 100, 12, 72, 150  # of the picture grid; the la
 _WIDE = 160  # columns of a table that goes into a file or a pipe
 
 
-def run(config: DictConfig, action: str) -> int:
-    """The exit code: ``Exit.DATA`` where ``check`` found a fault."""
+def run(config: DictConfig, action: str, options: DictConfig | None = None) -> int:
+    """The exit code: ``Exit.DATA`` where ``check`` found a fault.
+
+    Args:
+        options: of ``export``.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDE)
     if action == "list":
         print_list(console, config)
         return Exit.DONE
-    config.task = _task_for(config)
+    config.task = _task_for(config, export.FIELDS if action == "export" else None)
+    if action == "export":
+        assert options is not None
+        export.run(options, lambda: all_splits(config))
+        return Exit.DONE
     cls = build.data_class(config)
     if action == "fetch":
         _say(console, cls.fetch(config.data.root))
@@ -52,15 +61,23 @@ def run(config: DictConfig, action: str) -> int:
     return Exit.DONE
 
 
-def _task_for(config: DictConfig) -> DictConfig:
-    """The task's node, or where the data does not serve it, that of the first that it does."""
+def _task_for(config: DictConfig, fields: tuple[str, ...] | None = None) -> DictConfig:
+    """The task's node, or where the data does not serve it, that of the first that it does.
+
+    Args:
+        fields: what the task's targets must hold, so that another one will not do.
+    """
     cls = build.target(config, "data")
     others = [OmegaConf.load(path) for path in sorted((compose.conf_dir() / "task").glob("*.yaml"))]
     for node in (config.task, *(other.task for other in others)):
         chosen = OmegaConf.create({"task": node, "trust": config.get("trust", [])})
+        own = build.task(chosen).fields
         with contextlib.suppress(UserError):
-            cls.serving(build.task(chosen).fields)
-            return node
+            if fields is None or own == fields:
+                cls.serving(own)
+                return node
+    if fields is not None:
+        cls.serving(fields)  # says what is lacking
     return config.task
 
 

@@ -118,7 +118,11 @@ def _write_list(out: TextIO, records: Iterable[dict[str, Any]]) -> None:
 
 
 def write_voc(
-    data: Dataset, folder: Path, split: str = "train", tick: Tick = lambda _: None
+    data: Dataset,
+    folder: Path,
+    split: str = "train",
+    tick: Tick = lambda _: None,
+    start: str = "",
 ) -> None:
     """Write Annotations/, JPEGImages/ (copies) and the list ImageSets/Main/<split>.txt.
 
@@ -128,6 +132,7 @@ def write_voc(
     Args:
         data: a data set of boxes.
         folder: has no such list and none of these images yet.
+        start: what the names of copies begin with, where splits have images of one name.
 
     Raises:
         UserError: files are there, cannot be written, or a name cannot be in them.
@@ -137,20 +142,22 @@ def write_voc(
     _refuse_existing(listing)
     images, annotations = folder / "JPEGImages", folder / "Annotations"
     origin, names = _file_names(data, images, f"{split}_")
-    flat = [name.replace(os.sep, "_") for name in names]
+    copied = origin != images
+    flat = [f"{start}{name.replace(os.sep, '_')}" for name in names] if copied else names
     stems = [os.path.splitext(name)[0] for name in flat]
     _refuse_names(flat)
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise _error(folder, f"two images would be called {twice}", "rename one of them")
-    for name in (f"JPEGImages/{flat[0]}", f"Annotations/{stems[0]}.xml"):
-        _refuse_existing(folder / name)
+    for name, stem in zip(flat, stems, strict=True):
+        _refuse_existing(images / name)
+        _refuse_existing(annotations / f"{stem}.xml")
     with _written(folder):
         for place in (images, annotations, listing.parent):
             place.mkdir(parents=True, exist_ok=True)
         _write_pictures(data, origin, names)
         for index, ((h, w), rows) in enumerate(zip(_sizes(data), _truth(data), strict=True)):
-            if origin != images:
+            if copied:
                 shutil.copyfile(origin / names[index], images / flat[index])
             text = _annotation(flat[index], (h, w, data.channels), rows, data.classes)
             (annotations / f"{stems[index]}.xml").write_text(text, encoding="utf-8")

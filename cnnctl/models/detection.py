@@ -49,6 +49,17 @@ class DetectionModel(Model):
     @abstractmethod
     def detect(self, features: Any, images: Images) -> Detections: ...
 
+    def anchors_and_matches(
+        self, features: Any, images: Images, truth: Truth
+    ) -> tuple[Tensor, Tensor] | None:
+        """To draw: (A, 4) in input pixels and (N, A) as ``match`` has it; None: has no anchors."""
+        return None
+
+    def proposals(self, features: Any, images: Images) -> tuple[Tensor, Tensor] | None:
+        """To draw: (N, P, 4) in input pixels and (N, P) logits, -inf where there is none; None: a
+        network that detects without proposing first."""
+        return None
+
     def loss(self, images: Images, targets: Targets) -> Losses:
         if self.training:
             return self.losses(self.features(images.pixels), images, truth_of(images, targets))

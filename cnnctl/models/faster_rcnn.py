@@ -173,6 +173,16 @@ class FasterRCNN(DetectionModel):
             most=self.most,
         )
 
+    def anchors_and_matches(
+        self, features: Features, images: Images, truth: Truth
+    ) -> tuple[Tensor, Tensor]:
+        anchors = self.rpn(list(features.maps.values()), features.size).anchors
+        return anchors, self.rpn.matched(anchors, images, truth)
+
+    def proposals(self, features: Features, images: Images) -> tuple[Tensor, Tensor]:
+        found = self.rpn.propose(self.rpn(list(features.maps.values()), features.size), images)
+        return found.boxes, found.scores
+
     def _heads(self, features: Features, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, K, 4) deltas."""
         levels = list(self.backbone.strides.items())[:4]  # the coarsest is for proposals only

@@ -154,6 +154,16 @@ class FasterRCNNC4(DetectionModel):
             most=self.most,
         )
 
+    def anchors_and_matches(
+        self, features: Features, images: Images, truth: Truth
+    ) -> tuple[Tensor, Tensor]:
+        anchors = self.rpn([features.map], features.size).anchors
+        return anchors, self.rpn.matched(anchors, images, truth)
+
+    def proposals(self, features: Features, images: Images) -> tuple[Tensor, Tensor]:
+        found = self.rpn.propose(self.rpn([features.map], features.size), images)
+        return found.boxes, found.scores
+
     def stages(self) -> Sequence[Stage]:
         if self.alone is None:
             return super().stages()

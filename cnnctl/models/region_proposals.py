@@ -149,7 +149,7 @@ class RegionProposals(nn.Module):
     def losses(self, said: Said, images: Images, truth: Truth) -> Losses:
         """Object or not, by cross-entropy, and where, by smooth L1: equation 1 of the paper."""
         settings = self.settings
-        matched = self._matched(said.anchors, images, truth)
+        matched = self.matched(said.anchors, images, truth)
         positive, negative = sample(matched, settings.anchors, 0.5)
         counted = positive | negative
         total = counted.sum().clamp(min=1)
@@ -161,8 +161,8 @@ class RegionProposals(nn.Module):
         place = torch.where(positive, apart, 0.0).sum()
         return {"rpn_object": objectness / total, "rpn_box": place / total}
 
-    def _matched(self, places: Tensor, images: Images, truth: Truth) -> Tensor:
-        """(N, A): see ``match``."""
+    def matched(self, places: Tensor, images: Images, truth: Truth) -> Tensor:
+        """(N, A) the box that each of the anchors (A, 4) answers for: see ``match``."""
         settings, crossing = self.settings, None
         if settings.inside:
             limits = torch.tensor(images.sizes, device=places.device).flip(1)[:, None]  # (N, 1, 2)

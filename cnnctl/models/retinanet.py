@@ -152,15 +152,19 @@ class RetinaNet(DetectionModel):
         anchors, counts = tiled_levels(self._shapes, levels, (pixels.shape[2], pixels.shape[3]))
         return Said(said["cls_logits"], said["bbox_regression"], anchors, counts)
 
+    def anchors_and_matches(
+        self, features: Said, images: Images, truth: Truth
+    ) -> tuple[Tensor, Tensor]:
+        labels, anchors = truth.labels, features.anchors
+        return anchors, match(truth.boxes, labels, anchors, self.high, self.low, best=True)
+
     def losses(self, features: Said, images: Images, truth: Truth) -> Losses:
-        matched = match(
-            truth.boxes, truth.labels, features.anchors, self.high, self.low, best=True
-        )  # (N, A)
+        anchors, matched = self.anchors_and_matches(features, images, truth)
         positive = matched >= 0
         count = positive.sum(1).clamp(min=1)
         labels = torch.where(positive, taken(truth.labels, matched), -1)
         named = focal_sums(features.logits, labels, matched != IGNORED, self.alpha, self.gamma)
-        wanted = encode(taken(truth.boxes, matched), features.anchors)
+        wanted = encode(taken(truth.boxes, matched), anchors)
         apart = (features.deltas.float() - wanted).abs().sum(2)
         place = torch.where(positive, apart, 0.0).sum(1)
         return {"class": (named / count).mean(), "box": (place / count).mean()}

@@ -151,6 +151,16 @@ class RFCN(DetectionModel):
             most=self.most,
         )
 
+    def anchors_and_matches(
+        self, features: Features, images: Images, truth: Truth
+    ) -> tuple[Tensor, Tensor]:
+        anchors = self.rpn([features.map], features.size).anchors
+        return anchors, self.rpn.matched(anchors, images, truth)
+
+    def proposals(self, features: Features, images: Images) -> tuple[Tensor, Tensor]:
+        found = self.rpn.propose(self.rpn([features.map], features.size), images)
+        return found.boxes, found.scores
+
     def _votes(self, features: Features, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, 1, 4) deltas: the means of their bins."""
         size, scale = (self.bins, self.bins), 1 / self.stride

@@ -129,6 +129,11 @@ class SingleShot(DetectionModel):
         high = self.rules.positive
         return match(truth.boxes, truth.labels, said.defaults, high, high, best=True, ties=False)
 
+    def anchors_and_matches(
+        self, features: Said, images: Images, truth: Truth
+    ) -> tuple[Tensor, Tensor]:
+        return features.defaults, self.matches(features, truth)
+
     def losses(self, features: Said, images: Images, truth: Truth) -> Losses:
         """Equation 1 of the paper, its two parts; 0 where no image has a box."""
         matched = self.matches(features, truth)
