@@ -114,10 +114,10 @@ def test_losses_by_hand():
 def test_anchors_across_the_border_do_not_count():
     boxes = [[0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 8], [60, 0, 70, 10], [-4, 30, 6, 40]]
     rpn, truth = network(inside=True), truth_of([[0, 0, 10, 10]], [[-3, 30, 6, 40]])
-    matched = rpn._matched(torch.tensor(boxes).float(), images_of((80, 80), (9, 70)), truth)
+    matched = rpn.matched(torch.tensor(boxes).float(), images_of((80, 80), (9, 70)), truth)
     # The best anchor of a box that only crossing ones overlap is none.
     assert matched.tolist() == [[0, -2, 0, -1, -2], [-2, -2, -1, -2, -2]]
-    everywhere = network()._matched(torch.tensor(boxes).float(), images_of((80, 80)), truth)
+    everywhere = network().matched(torch.tensor(boxes).float(), images_of((80, 80)), truth)
     assert everywhere[1].tolist() == [-1, -1, -1, -1, 0]
 
 
