@@ -32,6 +32,16 @@ def permutation(count: int, *parts: int | str) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
+def seed_torch(value: int, device: torch.device) -> None:
+    """What modules draw with ``torch.rand`` and dropout from here on is fixed by ``value``.
+
+    Not by ``torch.manual_seed``, which formats a stack trace on every call.
+    """
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+
+
 @functools.cache
 def beta_quantiles(alpha: float, device: torch.device | None = None) -> Tensor:
     """(65537,) float32: the inverse of Beta(alpha, alpha)'s distribution function, for ``Draw``.
