@@ -26,7 +26,6 @@ from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.engine.run import newest
 from cnnctl.engine.signals import StopFlag, Stopped
-from cnnctl.engine.trainer import MOST_EVALUATED
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import Batch, Predictions
 from cnnctl.tasks.base import Table
@@ -64,8 +63,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     trainer = build.trainer(config)
     processes = Processes()
     machine = trainer.machine(processes)
-    size = build.augmentation(config, build.facts(config)).size
-    with faults_explained(trainer.eval_batch_size or MOST_EVALUATED, size):
+    with faults_explained():
         scores = score(config, state, settings.split, machine, processes, console, timed=True)
     rows = shown(scores.metrics)
     rows += [*scores.table, ("images", f"{scores.images:,}")]

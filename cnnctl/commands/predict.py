@@ -29,6 +29,7 @@ from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
+from cnnctl.engine.inference import held_at_once
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
@@ -91,7 +92,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     places = _places(files, root)
     said, broken, pictures = [], 0, 0
     with (
-        faults_explained(at_once, augmentation.size),
+        faults_explained(predictor.held),
         _whole(output / "predictions.jsonl") as lines,
         console.progress(),
     ):
@@ -155,6 +156,7 @@ class Predictor:
         self.task, self.model, self.machine = task, model, machine
         self.augmentation, self.facts, self.top = augmentation, facts, top
         self.normalize = Normalize(facts.mean, facts.std, machine.device)
+        self.held = held_at_once(model, "prediction")
 
     def __call__(
         self, files: Sequence[Path], batch_size: int, drawn: int
@@ -192,7 +194,9 @@ class Predictor:
         ]
         descriptions: Iterator[Description] = iter(())
         if samples:
-            images = collate(samples).to(self.machine.device).images
+            batch = collate(samples)
+            self.held.see(batch.images)
+            images = batch.to(self.machine.device).images
             images.pixels = self.normalize(images.pixels)
             with self.machine.autocast():
                 predictions = self.model.predict(images)

@@ -31,6 +31,7 @@ from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
 from cnnctl.randomness import key
+from cnnctl.tasks.base import Task
 
 PEERS_REPORT = 2.0  # seconds that another process has to say what is wrong with all of them
 
@@ -76,7 +77,7 @@ def _work(request: Request, stop: StopFlag) -> int:
     held = _claim(request, processes) if request.resumed is not None else None
     loop = directory = None
     try:
-        with faults_explained(trainer.batch_size, None):
+        with faults_explained():
             loop = _prepare(request, config, trainer, machine, processes, console, stop)
         held = held or _claim(request, processes)
         directory = held.path
@@ -87,14 +88,16 @@ def _work(request: Request, stop: StopFlag) -> int:
             return Exit.DONE
         _open(request, config, loop, directory)
         announce(console, request, config, loop, directory)
-        with faults_explained(trainer.batch_size, loop.train.augmentation.size):
+        with faults_explained(trainer.held_at_once(loop.train.augmentation.size, processes)):
             loop.fit()
+        with faults_explained():
             finish(console, request, loop, directory, started)
     except Stopped as stopped:
-        assert loop is not None
-        assert directory is not None
-        console.say(f"stopped at step {loop.progress.total_steps}, saved; continue with:")
-        console.say(f"  {_resume_command(request, directory)}")
+        if loop is None or directory is None:
+            console.say("stopped before the first step: the same command starts again")
+        else:
+            console.say(f"stopped at step {loop.progress.total_steps}, saved; continue with:")
+            console.say(f"  {_resume_command(request, directory)}")
         return 128 + stopped.signum
     finally:
         if loop is not None:
@@ -136,8 +139,8 @@ def _prepare(
     state = _resumed_state(request, described, processes)
     if state is None:
         if config.init_from is not None:
-            initialise(model, config.init_from, console)
-        learnt = processes.from_first(task.learn(train) if processes.first else None)
+            _initialise(model, config.init_from, console)
+        learnt = _learnt(task, train, processes, console, stop)
         model.load_state_dict(learnt, strict=False)
     model = _placed(model, trainer, machine)
     journal = Journal(
@@ -165,6 +168,33 @@ def _prepare(
         stop=stop,
         resumed=state,
     )
+
+
+def _learnt(
+    task: Task, train: Dataset, processes: Processes, console: Console, stop: StopFlag
+) -> dict[str, torch.Tensor]:
+    """What the loss takes from the training data; the first process looks at it for all.
+
+    Raises:
+        Stopped: in all of them, where a signal came to the first.
+    """
+    learnt: dict[str, torch.Tensor] | int = {}
+    if processes.first:
+
+        def watch(done: int, total: int) -> None:
+            show(done, total)
+            if stop:
+                raise Stopped(stop.signum or 0)
+
+        try:
+            with console.bar_if_slow("masks") as show:
+                learnt = task.learn(train, watch)
+        except Stopped as stopped:
+            learnt = stopped.signum
+    learnt = processes.from_first(learnt)
+    if isinstance(learnt, int):
+        raise Stopped(learnt)
+    return learnt
 
 
 def _placed(model: Model, trainer: Trainer, machine: Machine) -> Model:
@@ -255,7 +285,7 @@ def _inline(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def initialise(model: torch.nn.Module, source: str, console: Console) -> None:
+def _initialise(model: torch.nn.Module, source: str, console: Console) -> None:
     """Take the weights that fit by name and shape, and say which did not."""
     path = checkpoint.find(source)
     given = weights(checkpoint.read(path))

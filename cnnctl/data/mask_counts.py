@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,7 +30,12 @@ class MaskCounts:
     around: Tensor  # (K,) int64 pixels, of any class, of the masks that contain it
 
 
-def count_masks(data: Dataset, *, at_most: int | None = None) -> MaskCounts:
+def count_masks(
+    data: Dataset,
+    *,
+    at_most: int | None = None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> MaskCounts:
     """Read the masks in threads and count.
 
     A data set that has a method ``mask(index) -> (h, w) uint8`` is asked for that, so that no image
@@ -37,6 +43,7 @@ def count_masks(data: Dataset, *, at_most: int | None = None) -> MaskCounts:
 
     Args:
         at_most: masks that are read, spread evenly over the split; None is all of them.
+        watch: called after each mask with how many are read and are to be; it may raise to end it.
     """
     count = len(data.classes)
     read = len(data) if at_most is None else min(len(data), at_most)
@@ -48,10 +55,15 @@ def count_masks(data: Dataset, *, at_most: int | None = None) -> MaskCounts:
         return torch.bincount(mask.flatten(), minlength=IGNORE + 1)[:count]
 
     images, pixels, around = torch.zeros(3, count, dtype=torch.int64)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+    pool = ThreadPoolExecutor(os.cpu_count())  # decoding releases the interpreter's lock
+    try:
         for start in range(0, read, _CHUNK):
-            for row in pool.map(histogram, chosen[start : start + _CHUNK]):
+            rows = pool.map(histogram, chosen[start : start + _CHUNK])
+            for done, row in enumerate(rows, start + 1):
                 images += row > 0
                 pixels += row
                 around += (row > 0) * row.sum()
+                watch(done, read)
+    finally:
+        pool.shutdown(cancel_futures=True)  # those not begun, where it ends early
     return MaskCounts(read, images, pixels, around)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 NOTE_EVERY = 20.0  # seconds between two plain lines within an epoch
+SLOW = 1.5  # seconds from which on a short task gets a bar
 
 
 class _Rich(RichConsole):
@@ -68,6 +69,27 @@ class Console:
 
     def bar(self, name: str, total: int, done: int = 0) -> Bar:
         return Bar(self, self._bars, name, total, done)
+
+    @contextlib.contextmanager
+    def bar_if_slow(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """(done, total) -> a bar, once it is plain that what is done in this block takes a while.
+
+        Args:
+            name: what is counted, in the plural.
+        """
+        started, bar = time.monotonic(), None
+        with contextlib.ExitStack() as bars:
+
+            def watch(done: int, total: int) -> None:
+                nonlocal bar
+                seconds = time.monotonic() - started
+                if bar is None and seconds > SLOW:
+                    bars.enter_context(self.progress())
+                    bar = self.bar(name, total, done)
+                if bar is not None:
+                    bar.advance(done, f"{done / seconds:,.0f} {name}/s")
+
+            yield watch
 
     def _print(self, *items: Any, **options: Any) -> None:
         try:

@@ -20,9 +20,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cnnctl.data.loaders import Loader, Share
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.distributed import Processes
-from cnnctl.engine.inference import evaluate
+from cnnctl.engine.inference import evaluate, held_at_once
 from cnnctl.engine.journal import Journal
-from cnnctl.engine.machine import Machine
+from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer, parameter_groups
@@ -156,8 +156,9 @@ class Loop:
             if not progress.step:
                 self.model.eval()
                 loaded = self.train.in_order(self._evaluated_at_once(), Share())
-                with torch.no_grad():
-                    stage.fit(batch for _, batch in loaded)
+                held = held_at_once(self.model, f"stage {stage.name}")
+                with torch.no_grad(), faults_explained(held):
+                    stage.fit(held.seen(batch for _, batch in loaded))
                 if self.ema is not None:  # what was solved for belongs to these very weights
                     self.ema.module.load_state_dict(self.model.state_dict())
                 progress.step, progress.owed = 1, True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from cnnctl.errors import Exit, UserError
+from cnnctl.structures import Batch, Images
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,42 +134,74 @@ def set_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.benchmark = not wanted
 
 
+@dataclass
+class Held:
+    """What the memory of a device holds at once; kept up to date, it tells what was too much.
+
+    Args:
+        during: training, evaluation or whatever else is going on.
+        less: (images, (h, w)) -> the settings that make it less.
+        images: at once, in this process; 0 before the first of them.
+        size: (h, w) of them, in pixels.
+    """
+
+    during: str
+    less: Callable[[int, tuple[int, int]], str]
+    images: int = 0
+    size: tuple[int, int] = (0, 0)
+
+    def see(self, images: Images) -> None:
+        self.images, self.size = len(images), (images.pixels.shape[-2], images.pixels.shape[-1])
+
+    def seen(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.see(batch.images)
+            yield batch
+
+    def exhausted(self) -> UserError:
+        if not self.images:
+            return _too_large(f"the first batch of the {self.during}")
+        h, w = self.size
+        return UserError(
+            f"out of memory in {self.during} with {self.images} image{'s'[: self.images > 1]}"
+            f" of {h} x {w} at once",
+            advice=self.less(self.images, self.size),
+            code=Exit.MACHINE,
+        )
+
+
+def _too_large(what: str) -> UserError:
+    return UserError(
+        f"out of memory before {what}: the data or the model does not fit",
+        advice="trainer.loader=streaming keeps the data off the device",
+        code=Exit.MACHINE,
+    )
+
+
 @contextlib.contextmanager
-def faults_explained(batch_size: int, size: tuple[int, int] | None) -> Iterator[None]:
+def faults_explained(held: Held | None = None) -> Iterator[None]:
     """One sentence for what torch says when a machine cannot do what was asked of it.
 
-    Out of memory (with sizes that would fit better), no compiler for torch.compile, no
+    Out of memory (with settings that would fit better), no compiler for torch.compile, no
     deterministic form of an operator. Everything else passes through.
+
+    Args:
+        held: None where no batch is made yet.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError) as error:
-        explained = _explain(error, batch_size, size)
+        explained = _explain(error, held)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explain(
-    error: BaseException, batch_size: int, size: tuple[int, int] | None
-) -> UserError | None:
+def _explain(error: BaseException, held: Held | None) -> UserError | None:
     text = str(error)
     exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if exhausted or "can't allocate memory" in text:
-        if size is None:
-            return UserError(
-                "out of memory before the first step: the data or the model does not fit",
-                advice="trainer.loader=streaming keeps the data off the device",
-                code=Exit.MACHINE,
-            )
-        h, w = size
-        half = max(1, batch_size // 2)
-        return UserError(
-            f"out of memory with {batch_size} images of {h} x {w} in a batch",
-            advice=f"trainer.accumulate=2 keeps the recipe; else trainer.batch_size={half},"
-            f" trainer.eval_batch_size={half} or augmentation.size={max(32, min(h, w) // 2)}",
-            code=Exit.MACHINE,
-        )
+        return held.exhausted() if held else _too_large("the first batch")
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return UserError(
             f"torch.compile does not work here: {text.splitlines()[0]}",

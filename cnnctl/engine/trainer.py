@@ -13,6 +13,7 @@ from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.data.loaders import Loader, ResidentLoader, Share, StreamingLoader, steps_per_epoch
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import (
+    Held,
     Machine,
     choose_device,
     choose_dtype,
@@ -156,6 +157,26 @@ class Trainer:
                 advice=f"take at most trainer.batch_size={samples}",
             )
         return self.steps or self.epochs * per_epoch, per_epoch
+
+    def held_at_once(self, size: tuple[int, int], processes: Processes) -> Held:
+        """What a part of a training step takes in one process, and the settings that make it less.
+
+        Args:
+            size: (h, w) of the images, in pixels.
+        """
+        share = self.accumulate * processes.world
+
+        def less(images: int, size: tuple[int, int]) -> str:
+            smaller = f"augmentation.size={max(1, min(size) // 2)}"
+            if images == 1:
+                return f"take {smaller}"
+            parts = next(n for n in range(2, images + 1) if images % n == 0)
+            return (
+                f"trainer.accumulate={self.accumulate * parts} keeps the recipe;"
+                f" else trainer.batch_size={images // 2 * share} or {smaller}"
+            )
+
+        return Held("training", less, self.batch_size // share, size)
 
     def evaluation_batch(self, model: Model, augmentation: Augmentation) -> int:
         """Images that are evaluated at once: as many as the model can hold, where none is set."""

@@ -77,6 +77,10 @@ class Model(nn.Module, ABC):
     def stages(self) -> Sequence[Stage]:
         return [GradientStage("train", self.loss, self.parameters)]
 
+    def less_memory(self, size: tuple[int, int]) -> str:
+        """A setting with which one image, now (h, w) in pixels, is evaluated in less memory."""
+        return f"augmentation.size={max(1, min(size) // 2)}"
+
 
 class ClassificationModel(Model):
     """A network from pixels (N, C, H, W) to logits (N, K): subclasses write ``forward`` only."""
@@ -131,6 +135,10 @@ class SegmentationModel(Model):
         """Logits of a large image from parts of about ``tile``, where a network has a way of its
         own; None leaves it to windows that are blended."""
         return None
+
+    def less_memory(self, size: tuple[int, int]) -> str:
+        side = min(max(size), self.testing.tile or max(size))
+        return f"task.tile={max(8, side // 2)}, which sees larger images in parts"
 
     def loss(self, images: Images, targets: Targets) -> Losses:
         total: Losses = {}

@@ -15,6 +15,7 @@ from cnnctl.structures import Batch, Predictions
 Description = dict[str, Any]
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 Palette = Sequence[tuple[int, int, int]]
+Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Task:
         results: (evaluator, data) -> records of what was predicted, for other programs to score,
             and for ``eval predictions=``.
         prepare: gives a new model what the task decides for it (its loss, how it is tested).
-        learn: what the loss takes from the training data, by its name in the model's state; asked
-            for before the first step only.
+        learn: (training data, watch) -> what the loss takes from it, by its name in the model's
+            state; asked for before the first step only. It calls ``watch(done, total)`` as it goes,
+            which may raise to end it.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Task:
     headline: Callable[[Description], str]
     table: Callable[[Any], list[tuple[str, str]]]
     prepare: Callable[[Any, Any], None] = lambda model, data: None
-    learn: Callable[[Dataset], dict[str, Tensor]] = lambda data: {}
+    learn: Callable[[Dataset, Watch], dict[str, Tensor]] = lambda data, watch: {}
     line: tuple[str, ...] = ()
     tables: Callable[[Any], list[Table]] = lambda evaluator: []
     results: Callable[[Any, Dataset], list[dict[str, Any]]] | None = None

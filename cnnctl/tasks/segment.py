@@ -16,7 +16,7 @@ from cnnctl.models.base import SegmentationModel
 from cnnctl.ops.dense import DenseTesting
 from cnnctl.ops.losses import SegmentationLoss, frequency_weights
 from cnnctl.structures import IGNORE, Predictions
-from cnnctl.tasks.base import Description, Task, best_and_worst_class
+from cnnctl.tasks.base import Description, Task, Watch, best_and_worst_class
 
 
 def segment(
@@ -54,10 +54,10 @@ def segment(
         model.criterion = SegmentationLoss(len(data.classes), wanted, gamma)
         model.testing = testing
 
-    def learn(data: Dataset) -> dict[str, Tensor]:
+    def learn(data: Dataset, watch: Watch) -> dict[str, Tensor]:
         if class_weights == "none":
             return {}
-        counts = count_masks(data)
+        counts = count_masks(data, watch=watch)
         weight = frequency_weights(class_weights, counts.pixels, counts.around)
         return {"criterion.weight": weight}
 

@@ -22,6 +22,7 @@ from cnnctl.engine import checkpoint
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import evaluate
 from cnnctl.errors import Exit, UserError
+from cnnctl.models.mlp import MLP
 
 Records = list[dict[str, Any]]
 
@@ -322,6 +323,20 @@ def test_the_file_is_written_whole_or_not_at_all(
     assert len(calls) == 3
     assert [path.name for path in (tmp_path / "out").iterdir()].count("predictions.jsonl") == 1
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_images_that_do_not_fit_into_memory(
+    command, trained, digits, tmp_path, capsys, monkeypatch
+):
+    def forward(self, pixels):
+        raise MemoryError
+
+    monkeypatch.setattr(MLP, "forward", forward)
+    given = (f"checkpoint={trained}", f"input={digits}", f"output={tmp_path}")
+    assert command("predict", *given, "trainer.eval_batch_size=9") == Exit.MACHINE
+    said = capsys.readouterr().err
+    assert "out of memory in prediction with 9 images of 8 x 8 at once" in said
+    assert "take trainer.eval_batch_size=4" in said
 
 
 def test_weights_that_are_not_finite(command, trained, digits, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import torch
 from PIL import Image
 
 from cnnctl import compose
+from cnnctl.data.mask_pairs import MaskPairs
 from cnnctl.engine import checkpoint
 from cnnctl.errors import Exit
+from cnnctl.models.unet import UNet
 
 UNET = ("task=segment", "model=unet", "model.width=4", "model.depth=2")
 
@@ -33,6 +37,40 @@ def test_it_learns_and_eval_gives_the_same_figures(files, command):
     assert command("eval", f"checkpoint={files}", "trainer.workers=0") == 0
     assert json.loads((files / "eval-test.json").read_text()) == json.loads(scored)
     assert json.loads(scored)["classes"] == ["ground", "disc"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_counting_of_classes(
+    number, code, train, mask_folder, tmp_path, capsys, monkeypatch
+):
+    read = MaskPairs.mask
+
+    def mask(self, index):
+        if index == 2:
+            os.kill(os.getpid(), number)
+        return read(self, index)
+
+    own = ("data=masks", f"data.root={mask_folder}", "data.channels=1", "augmentation.size=32")
+    more = ("trainer.batch_size=4", "trainer.steps=1", "trainer.workers=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskPairs, "mask", mask)
+        assert train(tmp_path / "run", *UNET, *own, *more) == code
+    said = capsys.readouterr()
+    assert "stopped before the first step: the same command starts again" in said.out
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert train(tmp_path / "run", *UNET, *own, *more) == 0, "and so it does"
+
+
+def test_a_picture_too_large_for_the_memory(files, command, capsys, monkeypatch):
+    def forward(self, pixels):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    assert command("eval", f"checkpoint={files}", "trainer.workers=0") == Exit.MACHINE
+    said = capsys.readouterr().err
+    assert "out of memory in evaluation with 1 image of " in said
+    assert "take task.tile=" in said
 
 
 def test_figures_do_not_depend_on_the_batch(files, command):

@@ -8,13 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from cnnctl.commands import train as training
+from cnnctl.data.digits import Digits
 from cnnctl.engine import checkpoint
+from cnnctl.engine.console import Console
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.signals import StopFlag, Stopped
+from cnnctl.tasks.classify import classify
 
 
 def test_what_a_run_leaves_behind(trained):
@@ -42,6 +49,20 @@ def test_the_same_seed_is_the_same_run(trained, train, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
     digests = [set(checkpoint.read_manifest(run)) for run in (trained, tmp_path / "again")]
     assert digests[0] == digests[1], "the very same files"
+
+
+def test_processes_that_wait_for_the_first_stop_with_it():
+    class Second(Processes):
+        def from_first(self, item):
+            return signal.SIGTERM.value  # what the first hands on where it was stopped
+
+    def learn(data, watch):
+        raise AssertionError("the first alone looks at the data")
+
+    task = replace(classify(), learn=learn)
+    with pytest.raises(Stopped) as stopped:
+        training._learnt(task, Digits("val"), Second(1, 2), Console(quiet=True), StopFlag())
+    assert stopped.value.signum == signal.SIGTERM
 
 
 def test_an_existing_directory_is_not_written_to(trained, train, capsys):

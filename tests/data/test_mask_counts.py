@@ -47,3 +47,32 @@ def test_void_is_left_out_of_all_counts():
 )
 def test_some_of_the_masks_are_spread_over_the_split(at_most, pixels):
     assert count_masks(Four(), at_most=at_most).pixels.tolist() == pixels
+
+
+def test_every_mask_is_told_of():
+    told = []
+    counts = count_masks(Four(), watch=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert counts.pixels.tolist() == [10, 4, 2, 0]
+
+
+def test_whoever_watches_can_end_it():
+    class Many(Four):
+        read = 0
+
+        def __len__(self) -> int:
+            return 10_000
+
+        def mask(self, index: int):
+            self.read += 1
+            return MASKS[index % 4]
+
+    def watch(done: int, total: int) -> None:
+        assert total == 10_000
+        if done == 3:
+            raise TimeoutError
+
+    data = Many()
+    with pytest.raises(TimeoutError):
+        count_masks(data, watch=watch)
+    assert 3 <= data.read <= 256, "no more than were handed out at once"

@@ -320,8 +320,11 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_one(
     assert command("train", f"resume={run}") == 0
 
 
-@pytest.mark.parametrize("where", ["training", "evaluation"])
-def test_out_of_memory_is_a_sentence(where, train, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "advice"),
+    [("training", "trainer.batch_size=32"), ("evaluation", "trainer.eval_batch_size=32")],
+)
+def test_out_of_memory_is_a_sentence(where, advice, train, tmp_path, capsys, monkeypatch):
     from cnnctl.models.mlp import MLP
 
     original = MLP.forward
@@ -332,11 +335,15 @@ def test_out_of_memory_is_a_sentence(where, train, tmp_path, capsys, monkeypatch
         return original(self, pixels)
 
     monkeypatch.setattr(MLP, "forward", forward)
-    assert train(tmp_path / "run") == 5
+    assert train(tmp_path / "run", "trainer.eval_batch_size=65") == 5
     said = capsys.readouterr().err
-    assert "out of memory with 64 images of 8 x 8 in a batch" in said
-    assert "trainer.batch_size=32" in said
+    images = 64 if where == "training" else 65
+    assert f"out of memory in {where} with {images} images of 8 x 8 at once" in said
+    assert advice in said
     assert "Traceback" not in said
+    # Where it is evaluation that does not fit, what was trained before is kept.
+    steps = checkpoint.read(tmp_path / "run" / "last.pt")["progress"]["total_steps"]
+    assert steps == (7 if where == "evaluation" else 0)
 
 
 def test_a_batch_larger_than_the_data(train, tmp_path, capsys):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from cnnctl.engine import machine
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.inference import held_at_once
 from cnnctl.engine.machine import Machine, choose_device, choose_dtype, faults_explained
 from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import SegmentationModel
+from cnnctl.models.lenet import LeNet
+from cnnctl.ops.dense import DenseTesting
+from cnnctl.structures import Images
 
 CPU = torch.device("cpu")
 
@@ -112,16 +120,79 @@ def test_threads(monkeypatch):
     ],
 )
 def test_out_of_memory(error):
-    match = "out of memory with 256 images of 224 x 224"
-    with pytest.raises(UserError, match=match) as caught, faults_explained(256, (224, 224)):
+    held = Trainer(batch_size=256).held_at_once((224, 200), Processes())
+    match = "out of memory in training with 256 images of 224 x 200 at once"
+    with pytest.raises(UserError, match=match) as caught, faults_explained(held):
         raise error
     assert caught.value.code == Exit.MACHINE
-    for size in ("trainer.batch_size=128", "trainer.accumulate=2", "augmentation.size=112"):
-        assert size in str(caught.value.advice)
+    assert caught.value.advice == (
+        "trainer.accumulate=2 keeps the recipe;"
+        " else trainer.batch_size=128 or augmentation.size=100"
+    )
+    with pytest.raises(UserError, match="out of memory before the first batch: the data"):  # noqa: SIM117
+        with faults_explained():
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "images", "advice"),
+    [
+        (
+            {"batch_size": 96, "accumulate": 2},
+            3,
+            "16 images",
+            "trainer.accumulate=4 keeps the recipe; else trainer.batch_size=48 or ",
+        ),
+        (
+            {"batch_size": 50, "accumulate": 2},
+            1,
+            "25 images",
+            "trainer.accumulate=10 keeps the recipe; else trainer.batch_size=24 or ",
+        ),
+        ({"batch_size": 4, "accumulate": 4}, 1, "1 image", "take "),
+    ],
+)
+def test_what_makes_a_step_smaller_is_a_setting_that_works(settings, world, images, advice):
+    held = Trainer(**settings).held_at_once((64, 64), Processes(0, world))
+    error = held.exhausted()
+    assert error.problem == f"out of memory in training with {images} of 64 x 64 at once"
+    assert error.advice == f"{advice}augmentation.size=32"
+    if world == 1:
+        for said in re.findall(r"trainer\.(\w+)=(\d+)", advice):
+            Trainer(**{**settings, said[0]: int(said[1])})
+
+
+class Whole(SegmentationModel):
+    def forward(self, pixels):
+        return pixels
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "size", "advice"),
+    [
+        (nn.Identity(), 7, (30, 40), "take trainer.eval_batch_size=3"),
+        (LeNet(3, 10, (32, 32)), 1, (500, 400), "take augmentation.size=200"),
+        (Whole(), 1, (500, 400), "take task.tile=250, which sees larger images in parts"),
+    ],
+)
+def test_what_makes_an_evaluation_smaller(model, images, size, advice):
+    held = held_at_once(model, "evaluation")
+    assert "before the first batch of the evaluation" in held.exhausted().problem
+    held.see(Images(torch.zeros(images, 3, *size), [size] * images, [size] * images))
+    assert f"in evaluation with {images} image" in held.exhausted().problem
+    assert "of {} x {} at once".format(*size) in held.exhausted().problem
+    assert held.exhausted().advice == advice
+
+
+def test_smaller_tiles_than_those_that_did_not_fit():
+    model = Whole()
+    model.testing = DenseTesting(tile=96)
+    assert model.less_memory((500, 400)).startswith("task.tile=48,")
+    assert model.less_memory((64, 60)).startswith("task.tile=32,")
 
 
 def test_other_faults_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), faults_explained(1, (8, 8)):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), faults_explained():
         torch.matmul(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
@@ -131,7 +202,7 @@ def test_an_operator_without_a_deterministic_form_is_named():
         " 'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this"
     )
     match = "cumsum_cuda_kernel does not have"
-    with pytest.raises(UserError, match=match) as caught, faults_explained(1, (8, 8)):
+    with pytest.raises(UserError, match=match) as caught, faults_explained():
         raise RuntimeError(text)
     assert caught.value.field == "trainer.deterministic"
 
