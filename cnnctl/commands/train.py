@@ -139,7 +139,7 @@ def _prepare(
     state = _resumed_state(request, described, processes)
     if state is None:
         if config.init_from is not None:
-            _initialise(model, config.init_from, console)
+            initialise(model, config.init_from, console)
         learnt = _learnt(task, train, processes, console, stop)
         model.load_state_dict(learnt, strict=False)
     model = _placed(model, trainer, machine)
@@ -285,7 +285,7 @@ def _inline(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _initialise(model: torch.nn.Module, source: str, console: Console) -> None:
+def initialise(model: torch.nn.Module, source: str, console: Console) -> None:
     """Take the weights that fit by name and shape, and say which did not."""
     path = checkpoint.find(source)
     given = weights(checkpoint.read(path))
