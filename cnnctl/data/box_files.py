@@ -71,8 +71,9 @@ class BoxTable:
         return replace(self, ends=np.cumsum(self.counts()[chosen]), sizes=sizes, **columns)
 
     def digest(self, into: Any) -> None:
-        for name in ("ends", "boxes", "labels", "difficult", "crowd"):
-            into.update(np.ascontiguousarray(getattr(self, name)).data)
+        for name in ("ends", "boxes", "labels", "difficult", "crowd", "areas"):
+            if (column := getattr(self, name)) is not None:
+                into.update(np.ascontiguousarray(column).data)
 
 
 class BoxFiles(Dataset):

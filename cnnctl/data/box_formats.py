@@ -129,9 +129,11 @@ def _by_lists(pairs: list[Pair], folder: Path) -> dict[str, list[Pair]]:
     """The samples that train.txt, val.txt and test.txt name.
 
     Raises:
-        UserError: a list names what is not there, or an image is in two of them.
+        UserError: a list names what is not there or is there twice, or an image is in two lists.
     """
-    by_name = {image.stem: (image, xml) for image, xml in pairs}
+    by_name: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_name.setdefault(pair[0].stem, []).append(pair)
     found, seen = {}, dict[str, str]()
     for part in ("train", "val", "test"):
         file = folder / f"{part}.txt"
@@ -142,10 +144,13 @@ def _by_lists(pairs: list[Pair], folder: Path) -> dict[str, list[Pair]]:
         if lacking := [name for name in names if name not in by_name]:
             problem = f"names images that are not there: {listed(lacking)}"
             raise UserError(problem, file=printable(file), advice=advice, code=Exit.DATA)
+        if several := [name for name in names if len(by_name[name]) > 1]:
+            problem = f"names images that are in several folders: {listed(several)}"
+            raise UserError(problem, file=printable(file), advice=advice, code=Exit.DATA)
         if both := [name for name in names if seen.setdefault(name, part) != part]:
             problem = f"names images that are in {seen[both[0]]}.txt too: {listed(both)}"
             raise UserError(problem, file=printable(file), advice=advice, code=Exit.DATA)
-        found[part] = [by_name[name] for name in dict.fromkeys(names)]
+        found[part] = [by_name[name][0] for name in dict.fromkeys(names)]
     return found
 
 

@@ -200,6 +200,10 @@ def test_lists_of_voc_divide_a_folder(tmp_path):
     (lists / "val.txt").write_text("33\n")
     with pytest.raises(UserError, match="names images that are not there: 33"):
         Boxes("val", str(tmp_path))
+    (lists / "val.txt").write_text("03\n")
+    pictures(tmp_path / "JPEGImages/more", range(3, 4))
+    with pytest.raises(UserError, match="names images that are in several folders: 03"):
+        Boxes("val", str(tmp_path))
 
 
 def test_several_formats_in_one_folder_are_asked_about(tmp_path):
@@ -319,6 +323,10 @@ def test_crowds_and_areas_of_coco(tmp_path):
     assert data.truth(0)["area"].tolist() == [5.5]
     assert data.truth(1)["crowd"].tolist() == [True, False]
     assert data.remarks() == ["1 boxes reached beyond their image: clipped"]
+    content["annotations"][0]["area"] = 6.5
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    other = Boxes("train", str(tmp_path), validation=0.0, test=0.0)
+    assert other.fingerprint() != data.fingerprint(), "COCO's sizes are decided by the areas"
 
 
 def test_parts_of_other_categories_are_refused(tmp_path):
