@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -209,4 +210,32 @@ def mask_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = generator.integers(0, 100, (h, w)) + 120 * disc
         Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"{number:02}.png")
         Image.fromarray(disc.astype(np.uint8)).save(root / "masks" / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def box_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ and boxes.json (COCO's): 20 PNGs of several sizes with bright and dark squares."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("boxes")
+    (root / "images").mkdir()
+    generator = np.random.default_rng(0)
+    kinds = [{"id": 1, "name": "bright"}, {"id": 2, "name": "dark"}]
+    content: dict[str, list] = {"images": [], "categories": kinds, "annotations": []}
+    for number in range(1, 21):
+        h, w = generator.integers(40, 70, 2).tolist()
+        pixels = generator.integers(90, 160, (h, w, 3), dtype=np.uint8)
+        for _ in range(number % 4):  # some show nothing
+            side, kind = int(generator.integers(8, 20)), int(generator.integers(2))
+            y, x = int(generator.integers(h - side)), int(generator.integers(w - side))
+            pixels[y : y + side, x : x + side] = (230, 20)[kind]
+            box = {"bbox": [x, y, side, side], "area": side * side, "category_id": kind + 1}
+            rows = content["annotations"]
+            rows.append({"id": len(rows) + 1, "image_id": number, "iscrowd": 0, **box})
+        name = f"{number:02}.png"
+        Image.fromarray(pixels).save(root / "images" / name)
+        content["images"].append({"id": number, "width": w, "height": h, "file_name": name})
+    (root / "boxes.json").write_text(json.dumps(content))
     return root

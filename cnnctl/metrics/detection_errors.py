@@ -123,7 +123,7 @@ def confusion_matrix(
 
 def score_histogram(scores: NDArray[np.floating], bins: int = 20) -> tuple[list[int], list[float]]:
     """How many scores lie in each of ``bins`` equal parts of 0 to 1, and the edges."""
-    counts, edges = np.histogram(np.clip(scores, 0, 1), bins, (0, 1))
+    counts, edges = np.histogram(np.clip(scores.astype(np.float64), 0, 1), bins, (0, 1))
     return counts.tolist(), edges.tolist()
 
 

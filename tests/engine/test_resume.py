@@ -14,6 +14,7 @@ from cnnctl.engine import checkpoint, loop
 from cnnctl.engine.checkpoint import Checkpoints
 from cnnctl.engine.loop import Loop
 from cnnctl.metrics.classification import ClassificationEvaluator
+from cnnctl.metrics.detection import DetectionEvaluator
 from cnnctl.metrics.segmentation import SegmentationEvaluator
 
 EVERYTHING = (  # that has a state
@@ -51,9 +52,22 @@ SETTINGS = {
         *("data.channels=1", "augmentation.size=32", "augmentation.degrees=20", "task.dice=1"),
         *("trainer.batch_size=4", "trainer.save_every=3", "trainer.workers=0"),
     ),
+    "detect": (  # which proposals are trained on is drawn
+        *("task=detect", "model=faster_rcnn", "model.width=16", "model.hidden=16"),
+        *("model.regions=8", "model.proposals_train=20", "model.proposals_test=10"),
+        *("data.size=64", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.train_images=12"),
+        *("data.val_images=4", "trainer.batch_size=4", "optimizer=sgd"),
+        *("optimizer.momentum=0", "optimizer.nesterov=false"),
+        *("trainer.steps=4", "trainer.save_every=2", "trainer.evaluate_every_steps=4"),
+    ),
+    "detect_files": (  # decoded, zoomed out, cropped and coloured in this process
+        *("task=detect", "model=ssdlite", "data=boxes", "augmentation=ssd", "augmentation.size=64"),
+        *("trainer.batch_size=4", "trainer.steps=7", "trainer.save_every=2", "trainer.workers=0"),
+        *("trainer.evaluate_every_steps=5",),
+    ),
     "early_stopping": ("trainer.patience=1", "trainer.steps=400", "trainer.monitor=top1"),
 }
-EVALUATORS = [ClassificationEvaluator, SegmentationEvaluator]
+EVALUATORS = [ClassificationEvaluator, DetectionEvaluator, SegmentationEvaluator]
 MOMENTS = (
     "step 2",
     "step 6",
@@ -147,14 +161,17 @@ def stopped_and_resumed(train, command, directory, overrides, moment, *resuming)
         ("early_stopping", "saved 3"),
         *(("segment", moment) for moment in ("step 11", "signal in evaluation 2", "evaluated 1")),
         *(("segment_files", moment) for moment in ("step 11", "signal 5")),
+        ("detect", "step 4"),
+        *(("detect_files", moment) for moment in ("step 4", "signal in evaluation 1")),
     ],
 )
 def test_ends_as_if_never_interrupted(
-    name, moment, train, command, references, tmp_path, mask_folder
+    name, moment, train, command, references, tmp_path, mask_folder, box_folder
 ):
     overrides = SETTINGS[name]
-    if name == "segment_files":
-        overrides = (*overrides, f"data.root={mask_folder}")
+    if name.endswith("_files"):
+        root = mask_folder if name == "segment_files" else box_folder
+        overrides = (*overrides, f"data.root={root}")
     reference = references(name, *overrides)
     stopped_and_resumed(train, command, tmp_path / "run", overrides, moment)
     assert comparing.runs_differ(reference, tmp_path / "run") == []

@@ -252,6 +252,9 @@ def test_histograms_by_hand():
     counts, edges = score_histogram(np.array([0, 0.09, 0.1, 0.55, 1.0]), bins=10)
     assert counts == [2, 1, 0, 0, 0, 1, 0, 0, 0, 1]
     assert edges == pytest.approx(np.arange(11) / 10)
+    assert score_histogram(np.array([0.3, 0.55], np.float32)) == score_histogram(
+        np.array([0.3, 0.55], np.float32).astype(np.float64)
+    ), "from a network or from a file"
     counts, edges = size_histogram(np.array([1.0, 15.9, 16, 32**2, 1e9]))
     assert edges == [0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]
     assert counts == [2, 1, 0, 0, 1, 0, 0, 0, 0, 1]
