@@ -28,7 +28,7 @@ from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer, parameter_groups
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import FitStage, GradientStage, Losses, Model
-from cnnctl.randomness import key
+from cnnctl.randomness import key, seed_torch
 from cnnctl.structures import Batch
 
 STOP_EVERY = 10  # steps between two agreements of several processes on whether to stop
@@ -200,7 +200,8 @@ class Loop:
     ) -> None:
         progress, trainer, opt = self.progress, self.trainer, self.opt
         assert opt is not None
-        self._seed(key(self.seed, "step", progress.stage, progress.step, self.processes.rank))
+        value = key(self.seed, "step", progress.stage, progress.step, self.processes.rank)
+        seed_torch(value, self.machine.device)
         factor = self.schedule.factor(progress.step, self.total, self.per_epoch)
         for group, rate in zip(opt.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -232,12 +233,6 @@ class Loop:
         progress.step += 1
         progress.total_steps += 1
         self.journal.stepped(progress.step, len(batch) * self.processes.world)
-
-    def _seed(self, value: int) -> None:
-        """For dropout and the like; ``torch.manual_seed`` formats a stack trace on every call."""
-        torch.default_generator.manual_seed(value)
-        if self.machine.device.type == "cuda":
-            torch.cuda.manual_seed(value)
 
     def _after_step(self, stage: GradientStage, evaluating: bool) -> None:
         """Log, evaluate, save and stop, each where it is due."""
