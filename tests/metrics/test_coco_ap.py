@@ -206,18 +206,18 @@ def test_nothing_that_is_demanded(mark):
 
 
 def test_difficult_is_neither_demanded_nor_penalised():
-    detections, truth = one_box(
-        image=np.zeros(2, np.int64),
-        boxes=np.array([BOX, [60, 60, 80, 80]]),
-        labels=np.zeros(2, np.int64),
-        crowd=np.zeros(2, bool),
-        difficult=np.array([False, True]),
-        area=np.full(2, 400.0),
+    _, truth = one_box(
+        image=np.zeros(3, np.int64),
+        boxes=np.array([BOX, [60, 60, 80, 80], [5, 60, 25, 80]]),
+        labels=np.zeros(3, np.int64),
+        crowd=np.zeros(3, bool),
+        difficult=np.array([False, True, True]),
+        area=np.full(3, 400.0),
     )
-    detections = DetectionRows(
-        truth.image, truth.boxes, np.array([0.5, 0.9]), np.zeros(2, np.int64)
-    )
-    assert coco_scores(detections, truth, np.array([0]), 1).metrics["coco_ap"] == 1
+    found = truth.at(np.arange(2))  # the third is not found
+    detections = DetectionRows(found.image, found.boxes, np.array([0.5, 0.9]), found.labels)
+    scores = coco_scores(detections, truth, np.array([0]), 1).metrics
+    assert (scores["coco_ap"], scores["coco_ar100"]) == (1, 1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
