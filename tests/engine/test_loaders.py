@@ -14,6 +14,7 @@ from cnnctl.data.augmentations.cutmix import Cutmix
 from cnnctl.data.augmentations.mixup import Mixup
 from cnnctl.data.augmentations.standard import Standard
 from cnnctl.data.base import Dataset
+from cnnctl.data.digit_boxes import DigitBoxes
 from cnnctl.data.digits import Digits
 from cnnctl.data.folder import Folder
 from cnnctl.data.loaders import Normalize, ResidentLoader, Share, StreamingLoader, steps_per_epoch
@@ -112,6 +113,27 @@ def test_streamed_images_of_many_sizes_are_evaluated_uncropped_by_chance(picture
     seen = torch.cat([batch.images.pixels for batch in batches])
     prepared = torch.stack([augmentation.sample_eval(image) for image, _ in pictures])
     assert torch.equal(seen, Normalize(pictures.mean, pictures.std, CPU)(prepared))
+
+
+@pytest.mark.parametrize("make", [resident, streaming])
+def test_boxes_are_in_the_pixels_that_originals_says(make):
+    """Training's are those of the resized image, evaluation's those of the data."""
+    data = DigitBoxes("train", size=48, digits=(2, 5), train_images=6)
+    loader = make(data, Augmentation(10, True, (48, 48), size=32))
+    evaluated = [batch for _, batch in loader.in_order(4)]
+    for batches, side in ((loader.train(0, 2, 3, 0), 32), (evaluated, 48)):
+        seen = []
+        for batch in batches:
+            assert batch.images.sizes == [(32, 32)] * len(batch)
+            assert batch.images.originals == [(side, side)] * len(batch)
+            columns = (batch.targets.labels, batch.targets.boxes, batch.targets.area)
+            for index, *own in zip(batch.targets.image_id.tolist(), *columns, strict=True):
+                there, seen = own[0] >= 0, [*seen, index]
+                truth, share = data[index][1], side / 48
+                assert torch.equal(own[0][there], truth["labels"])
+                torch.testing.assert_close(own[1][there], truth["boxes"] * share)
+                torch.testing.assert_close(own[2][there], truth["area"] * share**2)
+        assert sorted(seen) == list(range(6))
 
 
 @pytest.mark.parametrize("mixing", [Mixup, Cutmix])
