@@ -40,6 +40,9 @@ def test_every_training_command_composes(line: str) -> None:
     overrides = [text for text in call.overrides if not text.startswith("resume=")]
     if call.sweep:
         overrides = [text.split(",")[0] for text in overrides]
+    if (beside := cli.BESIDE.get((call.command, call.action))) is not None:
+        groups = tuple(map(str, compose.compose("train", [])))
+        overrides = compose.split_own(beside, overrides, known=groups)[1]
     config = compose.compose("train", overrides)
     settings, chosen = compose.settings(config), compose.choices(config)
     assert build.task(settings).name == chosen["task"]
