@@ -60,7 +60,14 @@ Stage = GradientStage | FitStage
 
 
 class Model(nn.Module, ABC):
-    eval_pixels: ClassVar[int] = 1 << 26  # of the images that are evaluated at once, by default
+    """
+    Attributes:
+        eval_pixels: of the images that are evaluated at once, by default.
+        rebuilt: the layers that start at random in spite of published weights, by name.
+    """
+
+    eval_pixels: ClassVar[int] = 1 << 26
+    rebuilt: tuple[str, ...] = ()
 
     @abstractmethod
     def loss(self, images: Images, targets: Targets) -> Losses:

@@ -21,7 +21,7 @@ from cnnctl.backbones.pyramid import Pyramid
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.published_detectors import load_published
+from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.models.region_proposals import ProposalSettings, RegionProposals
 from cnnctl.models.regions import in_a_row, named_regions, region_losses, sampled
 from cnnctl.ops.boxes import Detections
@@ -30,6 +30,14 @@ from cnnctl.ops.regions import pyramid_roi_align
 from cnnctl.structures import Images
 
 BINS = 7  # of a region, each way
+PUBLISHED = Published(
+    "fasterrcnn_resnet50_fpn",
+    by_class=r"roi_heads\.box_predictor\.(cls_score|bbox_pred)",
+    fits="backbone=resnet50, width 256, hidden 1024 and three ratios",
+    classes_first=True,
+    background=True,
+    norm_eps=0.0,
+)
 
 
 @dataclass(frozen=True)
@@ -130,22 +138,8 @@ class FasterRCNN(DetectionModel):
             ProposalSettings(after=(numbers.proposals_train, numbers.proposals_test)),
         )
         self.roi_heads = _RegionHead(numbers.width, numbers.hidden, num_classes)
-        self.rebuilt: list[str] = []
         if weights is not None:
-            self.rebuilt = load_published(
-                self,
-                "fasterrcnn_resnet50_fpn",
-                weights,
-                num_classes,
-                classes,
-                by_class=(
-                    "roi_heads.box_predictor.cls_score",
-                    "roi_heads.box_predictor.bbox_pred",
-                ),
-                fits="backbone=resnet50, width 256, hidden 1024 and three ratios",
-                norm_eps=0.0,
-                background=True,
-            )
+            self.rebuilt = load_published(self, PUBLISHED, weights, num_classes, classes)
 
     def features(self, pixels: Tensor) -> Features:
         pixels = filled_up(pixels, self._multiple)

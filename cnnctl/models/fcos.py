@@ -27,11 +27,17 @@ from cnnctl.models.one_stage import (
     require_shares,
     width_for,
 )
-from cnnctl.models.published_detectors import load_published
+from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.ops.boxes import Detections, area, centred
 from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
 from cnnctl.ops.matching import NEGATIVE, taken
 from cnnctl.structures import Images
+
+PUBLISHED = Published(
+    "fcos_resnet50_fpn",
+    by_class=r"head\.classification_head\.cls_logits",
+    fits="backbone=resnet50, maps [c3, c4, c5] and width 256",
+)
 
 
 @dataclass
@@ -117,17 +123,8 @@ class FCOS(DetectionModel):
         self._cells = [torch.tensor([[-half, -half, half, half]]) for half in halves]
         self.reach, self.radius, self.alpha, self.gamma = reach, radius, alpha, gamma
         self.score, self.overlap, self.most = score, overlap, detections
-        self.rebuilt: list[str] = []
         if weights is not None:
-            self.rebuilt = load_published(
-                self,
-                "fcos_resnet50_fpn",
-                weights,
-                num_classes,
-                classes,
-                by_class=("head.classification_head.cls_logits",),
-                fits="backbone=resnet50, maps [c3, c4, c5] and width 256",
-            )
+            self.rebuilt = load_published(self, PUBLISHED, weights, num_classes, classes)
 
     def features(self, pixels: Tensor) -> Said:
         pixels = filled_up(pixels, self._multiple)

@@ -29,7 +29,7 @@ from cnnctl.models.one_stage import (
     require_shares,
     width_for,
 )
-from cnnctl.models.published_detectors import load_published
+from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.ops.anchors import shapes
 from cnnctl.ops.boxes import Detections, decode, encode
 from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
@@ -38,6 +38,12 @@ from cnnctl.structures import Images
 
 OCTAVE = (1, 2 ** (1 / 3), 2 ** (2 / 3))  # scales at every position
 RATIOS = (0.5, 1.0, 2.0)  # height / width
+PUBLISHED = Published(
+    "retinanet_resnet50_fpn",
+    by_class=r"head\.classification_head\.cls_logits",
+    fits="backbone=resnet50, maps [c3, c4, c5], width 256 and group_norm false",
+    norm_eps=0.0,
+)
 
 
 @dataclass
@@ -132,18 +138,8 @@ class RetinaNet(DetectionModel):
         self._shapes = [shapes(level, RATIOS).round() for level in sides]
         self.alpha, self.gamma, self.high, self.low = alpha, gamma, high, low
         self.score, self.overlap, self.most = score, overlap, detections
-        self.rebuilt: list[str] = []
         if weights is not None:
-            self.rebuilt = load_published(
-                self,
-                "retinanet_resnet50_fpn",
-                weights,
-                num_classes,
-                classes,
-                by_class=("head.classification_head.cls_logits",),
-                fits="backbone=resnet50, maps [c3, c4, c5], width 256 and group_norm false",
-                norm_eps=0.0,
-            )
+            self.rebuilt = load_published(self, PUBLISHED, weights, num_classes, classes)
 
     def features(self, pixels: Tensor) -> Said:
         pixels = filled_up(pixels, self._multiple)

@@ -24,7 +24,13 @@ from cnnctl.backbones.reduced_vgg import ReducedVGG
 from cnnctl.backbones.vgg import VGG
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
-from cnnctl.models.ssd_weights import CAFFE, entry_of, load_detector, load_features
+from cnnctl.models.published_detectors import (
+    CAFFE,
+    Published,
+    entry_of,
+    load_features,
+    load_published,
+)
 from cnnctl.ops.anchors import tiled
 from cnnctl.ops.boxes import Detections, best_of_classes, clip, decode, encode
 from cnnctl.ops.default_boxes import default_shapes, hard_negative_sum, ratios_of, spread
@@ -32,6 +38,13 @@ from cnnctl.ops.matching import match, taken
 from cnnctl.structures import Images
 
 _CODE = (10.0, 10.0, 5.0, 5.0)  # of what is regressed, so that its parts vary about alike
+PUBLISHED = Published(
+    "ssd300_vgg16",
+    by_class=r"head\.classification_head\.module_list\.\d+",
+    fits="an input of 300 x 300",
+    background=True,
+    normal=CAFFE,
+)
 
 
 @dataclass(frozen=True)
@@ -225,13 +238,10 @@ class SSDVGG(SingleShot):
         )
         head = _head(backbone.channels, shapes, num_classes)
         super().__init__(backbone, head, shapes, backbone.steps, rules)
-        self.rebuilt: tuple[str, ...] = ()
         if weights is not None:
-            entry = entry_of("ssd300_vgg16", "weights", weights)
             if (scale_first, scale_min, scale_max) != (0.07, 0.15, 0.87):
                 raise ValueError("published weights are of the scales 0.07, 0.15 and 0.87")
-            fits = "an input of 300 x 300"
-            self.rebuilt = load_detector(self, entry, classes, CAFFE, fits)
+            self.rebuilt = load_published(self, PUBLISHED, weights, num_classes, classes)
 
 
 class SSD(SingleShot):

@@ -18,14 +18,27 @@ from typing import Any
 from torch import nn
 
 from cnnctl.models.deeplabv3 import PooledNorm
+from cnnctl.models.published_detectors import (
+    CENTRED,
+    Published,
+    entry_of,
+    load_features,
+    load_published,
+)
 from cnnctl.models.ssd import Rules, SingleShot
-from cnnctl.models.ssd_weights import CENTRED, entry_of, load_detector, load_features
 from cnnctl.ops.default_boxes import default_shapes, spread
 
 _STRIDE, _MAPS = 16, 6  # of the first map; the most maps
 _C5 = 13  # the block of MobileNetV3-large whose expansion layer is the first map
 _WIDTHS = (512, 256, 256, 128)  # of the extra layers
 _RATIOS = (2.0, 3.0)
+PUBLISHED = Published(
+    "ssdlite320_mobilenet_v3_large",
+    by_class=r"head\.classification_head\.module_list\.\d+\.1",
+    fits="an input of 320 x 320",
+    background=True,
+    normal=CENTRED,
+)
 
 
 class SSDLite(SingleShot):
@@ -94,13 +107,10 @@ class SSDLite(SingleShot):
             in_channels, num_classes, reduced_tail, backbone_weights, len(shapes[0]), sides
         )
         super().__init__(backbone, head, shapes, [None] * count, rules)
-        self.rebuilt: tuple[str, ...] = ()
         if weights is not None:
-            entry = entry_of("ssdlite320_mobilenet_v3_large", "weights", weights)
             if (reduced_tail, scale_min, scale_max) != (True, 0.2, 0.95):
                 raise ValueError("published weights are of a reduced tail, scales 0.2 and 0.95")
-            fits = "an input of 320 x 320"
-            self.rebuilt = load_detector(self, entry, classes, CENTRED, fits)
+            self.rebuilt = load_published(self, PUBLISHED, weights, num_classes, classes)
 
 
 def _sides(side: int) -> list[int]:

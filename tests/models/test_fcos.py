@@ -267,7 +267,7 @@ def test_published_weights(monkeypatch):
     whole = fcos_resnet50_fpn(weights_backbone=None, num_classes=91).state_dict()
     monkeypatch.setattr(published_detectors, "published_weights", lambda entry: whole)
     model = FCOS(ResNet(50), 2, (800, 800), weights="COCO_V1", classes=("cat", "person"))
-    assert model.rebuilt == []
+    assert model.rebuilt == ()
     state = model.state_dict()
     for name, value in whole.items():
         wanted = value[[17, 1]] if name.startswith(HEAD) else value

@@ -246,7 +246,7 @@ def hub(monkeypatch, published):
 
 def test_published_weights(hub):
     model = RetinaNet(ResNet(50), 91, (800, 800), weights="COCO_V1")
-    assert model.rebuilt == []
+    assert model.rebuilt == ()
     state = model.state_dict()
     for i, name in enumerate(("0.0", "1.0", "2.0", "3.0")):
         torch.testing.assert_close(
@@ -265,7 +265,7 @@ def test_published_rows_are_found_by_name(hub):
     kwargs: dict[str, Any] = {"width": 256, "group_norm": False, "frozen_norm": True}
     kwargs["weights"] = "COCO_V1"
     model = RetinaNet(ResNet(50, 1), 2, (96, 96), classes=("cat", "person"), **kwargs)
-    assert model.rebuilt == []
+    assert model.rebuilt == ()
     whole = hub["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)
     own = model.head.classification_head.cls_logits.weight.view(9, 2, 256, 3, 3)
     torch.testing.assert_close(own[:, 0], whole[:, 17])
@@ -273,7 +273,7 @@ def test_published_rows_are_found_by_name(hub):
     stem = hub["backbone.body.conv1.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(model.state_dict()["backbone.body.conv1.weight"], stem)
     other = RetinaNet(ResNet(50), 2, (800, 800), classes=("cat", "comet"), **kwargs)
-    assert other.rebuilt == ["head.classification_head.cls_logits"]
+    assert other.rebuilt == ("head.classification_head.cls_logits",)
     prior = other.state_dict()["head.classification_head.cls_logits.bias"].sigmoid()
     assert prior.tolist() == pytest.approx([0.01] * 18)
 

@@ -14,10 +14,10 @@ from torchvision.ops import box_iou
 
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.backbones.vgg import VGG
-from cnnctl.models import ssd_weights
+from cnnctl.models import published_detectors
 from cnnctl.models.detection import Truth
+from cnnctl.models.published_detectors import CAFFE
 from cnnctl.models.ssd import SSD, SSDVGG, Rules, Said, SingleShot
-from cnnctl.models.ssd_weights import CAFFE
 from cnnctl.structures import Images, Targets
 
 SIDE, K = 96, 4
@@ -272,10 +272,10 @@ def test_detections_by_hand():
 def published(model: SSDVGG, categories: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Weights as torchvision's file has them, of seven categories, from 300 pixels on."""
     state = {name: torch.randn_like(weight) for name, weight in model.state_dict().items()}
-    monkeypatch.setattr(ssd_weights, "published_weights", lambda entry: state)
+    monkeypatch.setattr(published_detectors, "published_weights", lambda entry: state)
     names = ["__background__", *"abcdefghijk"][:categories]
     entry = SimpleNamespace(meta={"categories": names})
-    monkeypatch.setattr("cnnctl.models.ssd.entry_of", lambda *_: entry)
+    monkeypatch.setattr(published_detectors, "entry_of", lambda *_: entry)
     return state
 
 
@@ -309,11 +309,11 @@ def test_first_convolution_sees_what_it_was_trained_on():
     layer = torch.nn.Conv2d(3, 8, 3, padding=1)
     state = dict(layer.state_dict())
     own = torch.nn.Conv2d(3, 8, 3, padding=1)
-    ssd_weights.adapt_pixels(state, own.state_dict(), CAFFE)
+    published_detectors.adapt_pixels(state, own.state_dict(), CAFFE)
     own.load_state_dict(state)
     raw = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     theirs = raw * 255 - torch.tensor(CAFFE[0])[:, None, None] * 255
-    mean, std = (torch.tensor(part)[:, None, None] for part in ssd_weights._HERE)
+    mean, std = (torch.tensor(part)[:, None, None] for part in published_detectors.HERE)
     with torch.no_grad():
         expected, found = layer(theirs), own((raw - mean) / std)
     torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])

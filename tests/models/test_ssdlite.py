@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model
 
-from cnnctl.models import ssd_weights
+from cnnctl.models import published_detectors
 from cnnctl.models.ssdlite import SSDLite
 from cnnctl.structures import Images, Targets
 
@@ -112,9 +112,9 @@ def test_published_weights_load_by_the_names_of_classes(ours, monkeypatch):
         name: torch.rand_like(value) if value.is_floating_point() else value
         for name, value in ours.state_dict().items()
     }
-    monkeypatch.setattr(ssd_weights, "published_weights", lambda entry: state)
+    monkeypatch.setattr(published_detectors, "published_weights", lambda entry: state)
     entry = SimpleNamespace(meta={"categories": ["__background__", "a", "b", "c", "d"]})
-    monkeypatch.setattr("cnnctl.models.ssdlite.entry_of", lambda *_: entry)
+    monkeypatch.setattr(published_detectors, "entry_of", lambda *_: entry)
     part = SSDLite(3, 2, (320, 320), weights="COCO_V1", classes=("d", "b"))
     other = SSDLite(3, 1, (320, 320), weights="COCO_V1", classes=("x",))
     last = "head.classification_head.module_list.{}.1"
@@ -127,7 +127,7 @@ def test_published_weights_load_by_the_names_of_classes(ours, monkeypatch):
     # Pixels were from -1 to 1: the first convolution and what follows make of ours the same.
     stem = "backbone.features.0.0"
     raw = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(values)[:, None, None] for values in ssd_weights._HERE)
+    mean, std = (torch.tensor(values)[:, None, None] for values in published_detectors.HERE)
     with torch.no_grad():
         theirs = torch.nn.functional.conv2d(raw * 2 - 1, state[f"{stem}.0.weight"])
         theirs = theirs - state[f"{stem}.1.running_mean"][:, None, None]
