@@ -103,6 +103,30 @@ def test_scores_are_those_of_one_process_to_the_last_digit(runs, command):
 
 
 @pytest.mark.slow
+def test_two_processes_detect_as_one(tmp_path, tiny, command):
+    """RetinaNet's losses are means over images and it draws nothing at random; batch norm is fixed,
+    whose statistics would be those of half a batch."""
+    left_out = ("model", "trainer.test", "trainer.steps", "trainer.batch_size")
+    settings = [text for text in tiny if not text.startswith(left_out)]
+    settings += ["task=detect", "model=retinanet", "model.width=32", "model.frozen_norm=true"]
+    settings += ["data.size=64", "data.train_images=24", "data.val_images=7", "data.test_images=9"]
+    settings += ["optimizer=sgd", "optimizer.lr=1e-3", "trainer.test=true", "trainer.steps=6"]
+    settings += ["trainer.batch_size=4"]
+    two = start("train", "hydra.run.dir=two", *settings, "trainer.devices=2", cwd=tmp_path)
+    assert command("train", f"hydra.run.dir={tmp_path / 'one'}", *settings) == 0
+    code, _, err = ended(two)
+    assert (code, err) == (0, ""), err
+    weights = [checkpoint.read(tmp_path / name / "last.pt")["model"] for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
+    by_two = (tmp_path / "two" / "eval-test.json").read_text()
+    assert command("eval", f"checkpoint={tmp_path / 'two' / 'best.pt'}") == 0
+    again = json.loads((tmp_path / "two" / "eval-test.json").read_text())
+    assert again == json.loads(by_two)
+    assert again["images"] == 9
+
+
+@pytest.mark.slow
 def test_two_processes_segment_as_one(tmp_path, mask_folder, tiny, command):
     """Images of many sizes. No batch norm, whose statistics would be those of half a batch, and no
     Dice or class weights, whose quotients are not means over images either."""
