@@ -53,6 +53,11 @@ def announce(
         ("run", str(directory)),
     ]
     console.facts([row for row in rows if row[1]])
+    rebuilt = loop.model.rebuilt
+    if rebuilt and request.resumed is None and config.init_from is None:
+        console.say(
+            f"the published weights are of other classes: {', '.join(rebuilt)} start at random"
+        )
     for split, loader in (("train", loop.train), ("val", loop.val)):
         for remark in loader.dataset.remarks() if loader else ():
             console.say(f"{split}: {remark}")

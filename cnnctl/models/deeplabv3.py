@@ -63,6 +63,7 @@ class DeepLabV3(SegmentationModel):
             backbone_weights,
             classes,
         )
+        self.rebuilt = self.network.rebuilt
         pooling = self.network.classifier[0].convs[-1]
         pooling[2] = PooledNorm.of(pooling[2])
         self.auxiliary = {"aux": AUXILIARY} if auxiliary else {}

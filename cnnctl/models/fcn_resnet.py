@@ -61,6 +61,7 @@ class FCNResNet(SegmentationModel):
             backbone_weights,
             classes,
         )
+        self.rebuilt = self.network.rebuilt
         self.auxiliary = {"aux": AUXILIARY} if auxiliary else {}
 
     def forward(self, pixels: Tensor) -> Tensor:

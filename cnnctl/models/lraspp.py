@@ -51,6 +51,7 @@ class LRASPP(SegmentationModel):
             backbone_weights,
             classes,
         )
+        self.rebuilt = self.network.rebuilt
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(pixels)["out"]

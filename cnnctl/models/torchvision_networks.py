@@ -30,7 +30,8 @@ def torchvision_network(
 
     Of published weights all tensors are taken, but for other than the published classes the last
     convolution of each head starts at random. With other than 3 channels each gets an equal share
-    of the first filters' sum.
+    of the first filters' sum. Its attribute ``rebuilt`` has the layers that start at random in
+    spite of ``weights``, by name.
 
     Args:
         weights: of the whole network, by torchvision's name; None starts at random.
@@ -71,6 +72,8 @@ def torchvision_network(
     if published and lacking:
         raise ValueError(f"the published weights have no {lacking[0]} that fits")
     network.load_state_dict(fitting, strict=False)
+    anew = [key.rpartition(".")[0] for key in own if entry is not None and key not in fitting]
+    network.rebuilt = tuple(dict.fromkeys(anew))
     return network
 
 

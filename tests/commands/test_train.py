@@ -21,6 +21,7 @@ from cnnctl.engine import checkpoint
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.signals import StopFlag, Stopped
+from cnnctl.models.mlp import MLP
 from cnnctl.tasks.classify import classify
 
 
@@ -71,6 +72,17 @@ def test_an_existing_directory_is_not_written_to(trained, train, capsys):
     beside = trained.with_name("trained-2")
     assert f"run: {beside}" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
+
+
+def test_layers_that_published_weights_left_out_are_named(
+    trained, train, tmp_path, capsys, monkeypatch
+):
+    said = "the published weights are of other classes: head.0, head.1 start at random"
+    monkeypatch.setattr(MLP, "rebuilt", ("head.0", "head.1"))
+    assert train(tmp_path / "run", "trainer.steps=1") == 0
+    assert said in capsys.readouterr().out
+    assert train(tmp_path / "other", "trainer.steps=1", f"init_from={trained}") == 0
+    assert said not in capsys.readouterr().out
 
 
 def test_init_from_takes_the_weights_and_nothing_else(trained, train, tmp_path, capsys):

@@ -69,9 +69,10 @@ def test_every_network_has_the_published_parameters(name):
 def test_published_weights_load(publish):
     state = whole()
     asked = publish(state)
-    network = LRASPP(3, 21, weights="COCO_WITH_VOC_LABELS_V1").network
+    model = LRASPP(3, 21, weights="COCO_WITH_VOC_LABELS_V1")
     assert asked == [Weights.COCO_WITH_VOC_LABELS_V1.value]
-    own = network.state_dict()
+    assert model.rebuilt == ()
+    own = model.network.state_dict()
     assert own.keys() == state.keys()
     assert all(torch.equal(own[key], value) for key, value in state.items())
 
@@ -79,8 +80,10 @@ def test_published_weights_load(publish):
 def test_other_classes_start_the_last_layers_anew(publish):
     state = whole()
     publish(state)
-    own = LRASPP(3, 5, weights="COCO_WITH_VOC_LABELS_V1").network.state_dict()
+    model = LRASPP(3, 5, weights="COCO_WITH_VOC_LABELS_V1")
+    own = model.network.state_dict()
     heads = ("classifier.low_classifier", "classifier.high_classifier")
+    assert model.rebuilt == heads
     anew = {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
     assert {key for key in own if own[key].shape != state[key].shape} == anew
     assert all(torch.equal(own[key], state[key]) for key in own.keys() - anew)
@@ -96,6 +99,7 @@ def test_both_heads_of_deeplab_start_anew(publish, auxiliary):
     assert any(key.startswith("aux_classifier") for key in own) == auxiliary
     anew = {key for key in own if not torch.equal(own[key], state[key])}
     heads = ("classifier.4", "aux_classifier.4")[: 1 + auxiliary]
+    assert model.rebuilt == heads
     assert anew == {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
 
 
