@@ -1,12 +1,10 @@
 """YOLO: Redmon, Divvala, Girshick, Farhadi, "You only look once: unified, real-time object
 detection", arXiv:1506.02640, section 2 (table 1: 63.4 mAP on VOC 2007).
 
-Differs from the paper: nothing is trained on ImageNet first, and the paper's network has batch
-normalisation (as the authors' later files have), without which it hardly starts from random
-weights; ``norm=False`` is the paper's. Where no predictor overlaps its object at all the nearest
-one is responsible, and of several objects with their centre in one cell the first is learnt (both
-as in the authors' code). `YOLO` on any backbone is not in the paper: its network is convolutional,
-and its cells are small enough for small images.
+Differs from the paper: the network is any backbone and convolutions, whose cells are small enough
+for small images; ``yolo_v1`` has the paper's. Where no predictor overlaps its object at all the
+nearest one is responsible, and of several objects with their centre in one cell the first is learnt
+(both as in the authors' code).
 """
 
 from __future__ import annotations
@@ -31,16 +29,6 @@ from cnnctl.structures import Images
 SLOPE = 0.1  # of the leaky ReLU below 0, equation 2
 STRIDES = (64, 32, 16, 8)  # sides of a cell that `YOLO` chooses from, in pixels
 CELLS = 7  # along the shorter side: the fewest that it leaves where it can
-HIDDEN = 4096  # features between the two fully connected layers
-FIGURE_3 = (  # (kernel, channels, stride) of the 24 convolutions; "max" halves the map
-    *((7, 64, 2), "max", (3, 192, 1), "max"),
-    *((1, 128, 1), (3, 256, 1), (1, 256, 1), (3, 512, 1), "max"),
-    *((1, 256, 1), (3, 512, 1)) * 4,
-    *((1, 512, 1), (3, 1024, 1), "max"),
-    *((1, 512, 1), (3, 1024, 1)) * 2,
-    *((3, 1024, 1), (3, 1024, 2), (3, 1024, 1), (3, 1024, 1)),
-)
-STRIDE = 64  # of the map that they end with
 
 
 @dataclass
@@ -251,12 +239,12 @@ class YOLO(Grid):
         )
         halvings = round(math.log2(self.stride / backbone.strides[self._names[0]]))
         self.head = nn.Sequential(
-            *(layer for _ in range(halvings) for layer in _convolution(3, width, width, 2, True)),
-            *_convolution(3, width, width, 1, True),
-            *_convolution(3, width, width, 1, True),
+            *(layer for _ in range(halvings) for layer in convolution(3, width, width, 2, True)),
+            *convolution(3, width, width, 1, True),
+            *convolution(3, width, width, 1, True),
             nn.Conv2d(width, self.outputs, 1),
         )
-        _start(self.lateral, self.head)
+        initialise(self.lateral, self.head)
 
     def said(self, pixels: Tensor) -> Tensor:
         least = math.ceil(self._coarsest / self.stride)  # or the last map would have no pixel
@@ -272,72 +260,6 @@ class YOLO(Grid):
         return self.head(first).permute(0, 2, 3, 1)
 
 
-class YOLOv1(Grid):
-    """The paper's: 24 convolutions and two fully connected layers, figure 3.
-
-    Args:
-        in_channels: C.
-        num_classes: K.
-        size: (h, w) of the training input, to which other images are stretched.
-        grid: cells along each side.
-        boxes, coordinate, no_object, score, overlap, detections: see ``Grid``.
-        dropout: after the first fully connected layer.
-        norm: batch normalisation after each convolution.
-
-    Raises:
-        ValueError: a number is out of range, or the input is smaller than 64 x 64.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        size: tuple[int, int],
-        grid: int = 7,
-        boxes: int = 2,
-        coordinate: float = 5.0,
-        no_object: float = 0.5,
-        dropout: float = 0.5,
-        norm: bool = True,
-        score: float = 0.01,
-        overlap: float = 0.5,
-        detections: int = 100,
-    ) -> None:
-        super().__init__(num_classes, boxes, coordinate, no_object, score, overlap, detections)
-        require_counts(grid=grid)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be from 0 to below 1, got {dropout:g}")
-        if min(size) < STRIDE:
-            raise ValueError(
-                f"the network needs images of at least {STRIDE} x {STRIDE},"
-                f" got {size[0]} x {size[1]}"
-            )
-        self.grid, self._size = grid, size
-        layers: list[nn.Module] = []
-        given = in_channels
-        for entry in FIGURE_3:
-            if isinstance(entry, str):
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            else:
-                kernel, channels, stride = entry
-                layers += _convolution(kernel, given, channels, stride, norm)
-                given = channels
-        self.convolutions = nn.Sequential(*layers)
-        cells = math.ceil(size[0] / STRIDE) * math.ceil(size[1] / STRIDE)
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(given * cells, HIDDEN),
-            nn.LeakyReLU(SLOPE, inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(HIDDEN, grid * grid * self.outputs),
-        )
-        _start(self.convolutions, self.head)
-
-    def said(self, pixels: Tensor) -> Tensor:
-        said = self.head(self.convolutions(stretched(pixels, self._size)))
-        return said.view(len(said), self.grid, self.grid, self.outputs)
-
-
 def stride_for(size: tuple[int, int], grid: int | None) -> int:
     """Pixels of a cell's side on a training input of (h, w), see ``YOLO``."""
     if grid is not None:
@@ -346,15 +268,14 @@ def stride_for(size: tuple[int, int], grid: int | None) -> int:
     return next((stride for stride in STRIDES if min(size) >= CELLS * stride), STRIDES[-1])
 
 
-def _convolution(
-    kernel: int, given: int, channels: int, stride: int, norm: bool
-) -> list[nn.Module]:
+def convolution(kernel: int, given: int, channels: int, stride: int, norm: bool) -> list[nn.Module]:
+    """The layers of one, from ``given`` channels on, with padding."""
     conv = nn.Conv2d(given, channels, kernel, stride, kernel // 2, bias=not norm)
     normed = [nn.BatchNorm2d(channels)] if norm else []
     return [conv, *normed, nn.LeakyReLU(SLOPE, inplace=True)]
 
 
-def _start(*parts: nn.Module) -> None:
+def initialise(*parts: nn.Module) -> None:
     """He et al., arXiv:1502.01852; the last layer says little of anything."""
     layers = [
         layer
