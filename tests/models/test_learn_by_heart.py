@@ -1,0 +1,40 @@
+"""Can a detector learn eight scenes by heart? What cannot has a fault in its loss or its code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cnnctl import build, compose
+from cnnctl.models.detection import DetectionModel
+
+# The same classes at a size for GPUs (512 pixels; 271 million weights).
+LARGE = {"ssd512", "yolo_v1"}
+
+
+def detectors() -> list[str]:
+    found = []
+    for model in compose.groups()["model"]:
+        config = compose.settings(compose.compose("train", ["task=detect", f"model={model}"]))
+        cls = build.target(config, "model")
+        if isinstance(cls, type) and issubclass(cls, DetectionModel) and model not in LARGE:
+            found.append(model)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", detectors())
+def test_eight_scenes(model, command, tmp_path):
+    count = "[1,1]" if model == "localisation" else "[2,4]"
+    settings = (
+        *("task=detect", f"model={model}", f"data.digits={count}", "data.train_images=8"),
+        *("augmentation=none", "trainer.learn_by_heart=8", "trainer.batch_size=8"),
+        *("optimizer.lr=1e-3", "trainer.steps=200", "trainer.evaluate_every_steps=40"),
+        *("trainer.patience=2", "trainer.monitor=coco_ap50", "trainer.test=false"),
+        *("trainer.tensorboard=false", "data.scale=[0.3,0.5]"),
+    )
+    assert command("train", f"hydra.run.dir={tmp_path / 'run'}", *settings) == 0
+    summary = json.loads((Path(tmp_path) / "run" / "summary.json").read_text())
+    assert summary["best"] > 0.95
