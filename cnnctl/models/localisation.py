@@ -1,10 +1,11 @@
-"""Classification and localisation of one object: a softmax over classes and a regressed box from
-the same features, as in Simonyan and Zisserman, "Very deep convolutional networks for large-scale
-image recognition", arXiv:1409.1556, appendix A (ImageNet's localisation task; single-class
-regression, Euclidean loss).
+"""Classification and localisation of one object: a softmax over classes and a regressed box on top
+of the same convolutions, as in Simonyan and Zisserman, "Very deep convolutional networks for
+large-scale image recognition", arXiv:1409.1556, appendix A (ImageNet's localisation task;
+single-class regression, Euclidean loss).
 
 Differs from the paper: class and box are learnt by one network and at once, not by two; any
-backbone, one fully connected layer and not two; place and size are shares of the image.
+backbone, whose last map is averaged for the class and read place by place for the box, without
+fully connected layers in between; place and size are shares of the image.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.limited import LeftOut, stretched
 from cnnctl.models.one_stage import require_counts
-from cnnctl.ops.boxes import Detections, area, centred, clip, cornered
+from cnnctl.ops.boxes import Detections, area, centred, clip, cornered, sides_of
 from cnnctl.structures import Images
 
 
@@ -42,8 +43,8 @@ class Localisation(DetectionModel):
         num_classes: K.
         size: (h, w) of the training input; all images are stretched to it, or to the next size
             that has whole pixels on that map.
-        hidden: features that class and box are said from.
-        dropout: probability of zeroing one of them.
+        hidden: channels that the box is said from.
+        dropout: probability of zeroing a feature that the class is said from.
         box: weight of the box in the loss.
 
     Attributes:
@@ -58,9 +59,9 @@ class Localisation(DetectionModel):
         backbone: Backbone,
         num_classes: int,
         size: tuple[int, int],
-        hidden: int = 512,
-        dropout: float = 0.5,
-        box: float = 10.0,
+        hidden: int = 128,
+        dropout: float = 0.0,
+        box: float = 1.0,
     ) -> None:
         super().__init__()
         require_counts(hidden=hidden)
@@ -73,31 +74,32 @@ class Localisation(DetectionModel):
         rows, columns = (math.ceil(side / stride) for side in size)
         self.backbone, self.box = backbone, box
         self._size = rows * stride, columns * stride
-        self.top = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(backbone.channels[backbone.deepest] * rows * columns, hidden),
+        channels = backbone.channels[backbone.deepest]
+        self.named = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, num_classes))
+        last = nn.Linear(hidden * rows * columns, 4)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.constant_(last.bias, 0.5)  # half the image, in its middle
+        self.placed = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            nn.Flatten(),
+            last,
         )
-        self.named = nn.Linear(hidden, num_classes)
-        self.placed = nn.Linear(hidden, 4)
         self.left_out = LeftOut(
             "are not learnt, because another of the same image is larger: "
             "a model that detects several finds them, for example model=yolo"
         )
-        nn.init.normal_(self.placed.weight, std=0.01)
-        nn.init.constant_(self.placed.bias, 0.5)  # half the image, in its middle
 
     def features(self, pixels: Tensor) -> Said:
         seen = self.backbone(stretched(pixels, self._size))[self.backbone.deepest]
-        top = self.top(seen)
         frame = (pixels.shape[2], pixels.shape[3])
-        return Said(self.named(top).float(), self.placed(top).float(), frame)
+        return Said(self.named(seen.mean((2, 3))).float(), self.placed(seen).float(), frame)
 
     def losses(self, features: Said, images: Images, truth: Truth) -> Losses:
         """Cross-entropy, and the squared distance of place and size; 0 where there is no object."""
         boxes, labels, there = self._largest(truth)
-        wanted = centred(boxes) / _across(features.frame, boxes)
+        wanted = centred(boxes) / sides_of(features.frame, boxes)
         named = F.cross_entropy(features.logits, labels, ignore_index=-1, reduction="none")
         apart = (features.place - wanted).square().sum(1)
         return {
@@ -120,13 +122,8 @@ class Localisation(DetectionModel):
 
     def detect(self, features: Said, images: Images) -> Detections:
         place = torch.cat([features.place[:, :2], features.place[:, 2:].clamp(min=0)], 1)
-        boxes = cornered(place * _across(features.frame, place))[:, None]
+        boxes = cornered(place * sides_of(features.frame, place))[:, None]
         score, label = features.logits.softmax(1).max(1, keepdim=True)
         return Detections(
             clip(boxes, torch.tensor(images.sizes, device=boxes.device)), score, label
         )
-
-
-def _across(frame: tuple[int, int], like: Tensor) -> Tensor:
-    """(4,) what shares of an image of (h, w) are multiplied with."""
-    return like.new_tensor((frame[1], frame[0]) * 2)
