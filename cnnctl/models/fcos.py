@@ -29,7 +29,7 @@ from cnnctl.models.one_stage import (
 )
 from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.ops.boxes import Detections, area, centred
-from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
+from cnnctl.ops.levels import TiledLevels, best_of_levels, filled_up, focal_sums
 from cnnctl.ops.matching import NEGATIVE, taken
 from cnnctl.structures import Images
 
@@ -120,7 +120,7 @@ class FCOS(DetectionModel):
         self.head = FCOSHead(width, 1, num_classes)
         self._multiple = backbone.strides[maps[-1]]
         halves = [stride / 2 for stride in self.backbone.strides.values()]
-        self._cells = [torch.tensor([[-half, -half, half, half]]) for half in halves]
+        self.cells = TiledLevels([torch.tensor([[-half, -half, half, half]]) for half in halves])
         self.reach, self.radius, self.alpha, self.gamma = reach, radius, alpha, gamma
         self.score, self.overlap, self.most = score, overlap, detections
         if weights is not None:
@@ -130,7 +130,7 @@ class FCOS(DetectionModel):
         pixels = filled_up(pixels, self._multiple)
         levels = list(self.backbone(pixels).values())
         said = self.head(levels)
-        cells, counts = tiled_levels(self._cells, levels, (pixels.shape[2], pixels.shape[3]))
+        cells, counts = self.cells(levels, (pixels.shape[2], pixels.shape[3]))
         quality = said["bbox_ctrness"][:, :, 0]
         return Said(said["cls_logits"], said["bbox_regression"], quality, cells, counts)
 

@@ -18,7 +18,7 @@ from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
 from cnnctl.ops import anchors
 from cnnctl.ops.boxes import clip, decode, encode, suppressed, together
-from cnnctl.ops.levels import tiled_levels
+from cnnctl.ops.levels import TiledLevels
 from cnnctl.ops.matching import IGNORED, match, sample, taken
 from cnnctl.structures import Images
 
@@ -110,16 +110,16 @@ class RegionProposals(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self._shapes = [anchors.shapes(sides, ratios).round() for sides in scales]
-        self.head = _Head(width, len(self._shapes[0]), hidden or width)
+        self.anchors = TiledLevels([anchors.shapes(sides, ratios).round() for sides in scales])
+        self.head = _Head(width, len(scales[0]) * len(ratios), hidden or width)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Said:
         """
         Args:
-            size: (h, w) of the pixels that the maps were made of; see ``tiled_levels``.
+            size: (h, w) of the pixels that the maps were made of; see ``TiledLevels``.
         """
         logits, deltas = self.head(maps)
-        places, counts = tiled_levels(self._shapes, maps, size)
+        places, counts = self.anchors(maps, size)
         return Said(torch.cat(logits, 1).float(), torch.cat(deltas, 1).float(), places, counts)
 
     @torch.no_grad()

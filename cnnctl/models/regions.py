@@ -13,11 +13,9 @@ from torch import Tensor
 
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
-from cnnctl.ops.boxes import Detections, best_of_classes, clip, decode, encode
+from cnnctl.ops.boxes import SCALES, Detections, best_of_classes, clip, decode, encode
 from cnnctl.ops.matching import match, sample
 from cnnctl.structures import Images
-
-SCALES = (10.0, 10.0, 5.0, 5.0)  # of what is regressed, so that its parts vary about alike
 
 
 @dataclass

@@ -32,7 +32,7 @@ from cnnctl.models.one_stage import (
 from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.ops.anchors import shapes
 from cnnctl.ops.boxes import Detections, decode, encode
-from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
+from cnnctl.ops.levels import TiledLevels, best_of_levels, filled_up, focal_sums
 from cnnctl.ops.matching import IGNORED, match, taken
 from cnnctl.structures import Images
 
@@ -135,7 +135,7 @@ class RetinaNet(DetectionModel):
             [float(int(stride * anchor_scale * octave)) for octave in OCTAVE]
             for stride in self.backbone.strides.values()
         ]
-        self._shapes = [shapes(level, RATIOS).round() for level in sides]
+        self.anchors = TiledLevels([shapes(level, RATIOS).round() for level in sides])
         self.alpha, self.gamma, self.high, self.low = alpha, gamma, high, low
         self.score, self.overlap, self.most = score, overlap, detections
         if weights is not None:
@@ -145,7 +145,7 @@ class RetinaNet(DetectionModel):
         pixels = filled_up(pixels, self._multiple)
         levels = list(self.backbone(pixels).values())
         said = self.head(levels)
-        anchors, counts = tiled_levels(self._shapes, levels, (pixels.shape[2], pixels.shape[3]))
+        anchors, counts = self.anchors(levels, (pixels.shape[2], pixels.shape[3]))
         return Said(said["cls_logits"], said["bbox_regression"], anchors, counts)
 
     def anchors_and_matches(

@@ -32,12 +32,11 @@ from cnnctl.models.published_detectors import (
     load_published,
 )
 from cnnctl.ops.anchors import tiled
-from cnnctl.ops.boxes import Detections, best_of_classes, clip, decode, encode
+from cnnctl.ops.boxes import SCALES, Detections, best_of_classes, clip, decode, encode
 from cnnctl.ops.default_boxes import default_shapes, hard_negative_sum, ratios_of, spread
 from cnnctl.ops.matching import match, taken
 from cnnctl.structures import Images
 
-_CODE = (10.0, 10.0, 5.0, 5.0)  # of what is regressed, so that its parts vary about alike
 PUBLISHED = Published(
     "ssd300_vgg16",
     by_class=r"head\.classification_head\.module_list\.\d+",
@@ -152,7 +151,7 @@ class SingleShot(DetectionModel):
         matched = self.matches(features, truth)
         positive = matched >= 0
         total = positive.sum().clamp(min=1)
-        wanted = encode(taken(truth.boxes, matched), features.defaults, _CODE)
+        wanted = encode(taken(truth.boxes, matched), features.defaults, SCALES)
         apart = F.smooth_l1_loss(features.deltas, wanted, reduction="none").sum(2)  # (N, A)
         classes = torch.where(positive, taken(truth.labels, matched) + 1, 0)
         wrong = F.cross_entropy(
@@ -169,7 +168,7 @@ class SingleShot(DetectionModel):
         scores = features.logits.softmax(2)[..., 1:]  # (N, A, K)
         _, a, k = scores.shape
         sizes = torch.tensor(images.sizes, device=scores.device)
-        boxes = clip(decode(features.deltas, features.defaults, _CODE), sizes)
+        boxes = clip(decode(features.deltas, features.defaults, SCALES), sizes)
         best = scores.topk(min(rules.candidates, a), dim=1)  # (N, c, K)
         return best_of_classes(
             taken(boxes, best.indices.flatten(1)),

@@ -22,7 +22,7 @@ from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.limited import LeftOut, stretched
 from cnnctl.models.one_stage import require_counts, require_shares, width_for
-from cnnctl.ops.boxes import Detections, best_of_classes, centred, clip, cornered, iou
+from cnnctl.ops.boxes import Detections, best_of_classes, centred, clip, cornered, iou, sides_of
 from cnnctl.ops.matching import taken
 from cnnctl.structures import Images
 
@@ -50,8 +50,8 @@ def encode(boxes: Tensor, grid: tuple[int, int], frame: tuple[int, int]) -> tupl
             of width and height as shares of the image's.
         cell: (...) int64, counted row by row.
     """
-    shares = centred(boxes) / boxes.new_tensor((frame[1], frame[0]) * 2)
-    cells = boxes.new_tensor((grid[1], grid[0]))
+    shares = centred(boxes) / sides_of(frame, boxes)
+    cells = sides_of(grid, boxes)[:2]
     place = shares[..., :2] * cells
     corner = place.floor().clamp(min=0).minimum(cells - 1)
     column, row = corner.long().unbind(-1)
@@ -65,9 +65,9 @@ def decode(code: Tensor, grid: tuple[int, int], frame: tuple[int, int]) -> Tenso
     rows, columns = grid
     line = torch.arange(rows * columns, device=code.device)
     corner = torch.stack([line % columns, line // columns], 1)[:, None]  # (S, 1, 2)
-    centre = (code[..., :2] + corner) / code.new_tensor((columns, rows))
+    centre = (code[..., :2] + corner) / sides_of(grid, code)[:2]
     shares = torch.cat([centre, code[..., 2:] ** 2], -1)
-    return cornered(shares * code.new_tensor((frame[1], frame[0]) * 2))
+    return cornered(shares * sides_of(frame, code))
 
 
 class Grid(DetectionModel):
@@ -182,7 +182,7 @@ class Grid(DetectionModel):
 def _nearest(overlap: Tensor, found: Tensor, wanted: Tensor, frame: tuple[int, int]) -> Tensor:
     """(N, S) which predictor overlaps its object most; where none does, which is nearest to it."""
     away = centred(found) - centred(wanted)
-    away = (away / away.new_tensor((frame[1], frame[0]) * 2)).square().sum(-1)  # (N, S, B)
+    away = (away / sides_of(frame, away)).square().sum(-1)  # (N, S, B)
     met = overlap.amax(2, keepdim=True) > 0
     return torch.where(met, overlap, -away).argmax(2)
 

@@ -6,7 +6,6 @@ Leading dimensions are free: a batch of images is one call. The right and lower 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from cnnctl.structures import NO_BOX
 
+SCALES = (10.0, 5.0)  # of a code, so that what is regressed varies about alike in all its parts
 _LARGEST = math.log(1000 / 16)  # of a regressed log size: e**it must stay a number
 
 
@@ -37,9 +37,11 @@ def area(boxes: Tensor) -> Tensor:
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """(..., A, 4) and (..., B, 4) -> (..., A, B) pixels that two boxes share."""
-    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    return (high - low).clamp_(min=0).prod(-1)
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    # Side by side: of large A and B, tensors of both at once would be what takes the most memory.
+    across = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
+    down = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    return across.clamp_(min=0) * down.clamp_(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -61,25 +63,31 @@ def cornered(boxes: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
-def encode(boxes: Tensor, anchors: Tensor, scales: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+def sides_of(size: tuple[int, int], like: Tensor) -> Tensor:
+    """(4,) w, h, w, h of an image of (h, w), as ``like`` is; made where that lies, so that nothing
+    waits for a device."""
+    h, w = size
+    return torch.cat([like.new_full((1,), w), like.new_full((1,), h)]).repeat(2)
+
+
+def encode(boxes: Tensor, anchors: Tensor, scales: tuple[float, float] = (1, 1)) -> Tensor:
     """What a network is to say of ``anchors`` (..., 4) so that they become ``boxes`` (..., 4).
 
     Girshick et al., "Rich feature hierarchies", arXiv:1311.2524, appendix C: shift of the centre
-    in sizes of the anchor, and log of the change of size; each times its scale.
+    in sizes of the anchor, and log of the change of size; each of the two times its scale.
     """
     b, a = centred(boxes), centred(anchors)
     sizes = a[..., 2:].clamp(min=1e-3)
     shift = (b[..., :2] - a[..., :2]) / sizes
     growth = (b[..., 2:].clamp(min=1e-3) / sizes).log()
-    return torch.cat([shift, growth], -1) * boxes.new_tensor(scales)
+    return torch.cat([shift * scales[0], growth * scales[1]], -1)
 
 
-def decode(deltas: Tensor, anchors: Tensor, scales: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+def decode(deltas: Tensor, anchors: Tensor, scales: tuple[float, float] = (1, 1)) -> Tensor:
     """The inverse of ``encode``; a size grows by 62.5 at most, so that it stays a number."""
-    deltas = deltas.float() / torch.tensor(scales, device=deltas.device)
-    a = centred(anchors)
-    centre = a[..., :2] + deltas[..., :2] * a[..., 2:]
-    half = a[..., 2:] * deltas[..., 2:].clamp(max=_LARGEST).exp() / 2
+    deltas, a = deltas.float(), centred(anchors)
+    centre = a[..., :2] + deltas[..., :2] / scales[0] * a[..., 2:]
+    half = a[..., 2:] * (deltas[..., 2:] / scales[1]).clamp(max=_LARGEST).exp() / 2
     return torch.cat([centre - half, centre + half], -1)
 
 

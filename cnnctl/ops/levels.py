@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnnctl.ops.anchors import tiled
 from cnnctl.ops.boxes import Detections, best_of_classes, clip
@@ -21,24 +21,35 @@ def filled_up(pixels: Tensor, multiple: int) -> Tensor:
     return F.pad(pixels, (0, right, 0, below)) if below or right else pixels
 
 
-def tiled_levels(
-    bases: Sequence[Tensor], levels: Sequence[Tensor], size: tuple[int, int]
-) -> tuple[Tensor, list[int]]:
-    """(A, 4) anchors of all levels, and how many each has.
+class TiledLevels(nn.Module):
+    """Anchors of all levels of a pyramid: those of each at every position of its map.
 
     Args:
         bases: (k, 4) around the origin, of each level.
-        levels: (N, C, h, w) maps.
-        size: (h, w) of the pixels that they were made of. A level's stride is the whole number of
-            pixels a map's pixel has, so that the anchors of a map that was rounded up stay within
-            the image: as torchvision has it, whose weights expect that.
     """
-    anchors = [
-        tiled(base.to(level.device), (h, w), (size[0] // h, size[1] // w))
-        for base, level in zip(bases, levels, strict=True)
-        for h, w in [level.shape[-2:]]
-    ]
-    return torch.cat(anchors), [len(part) for part in anchors]
+
+    bases: Tensor
+
+    def __init__(self, bases: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._counts = [len(base) for base in bases]
+        self.register_buffer("bases", torch.cat(list(bases)), persistent=False)
+
+    def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+        """(A, 4) anchors, and how many each level has.
+
+        Args:
+            levels: (N, C, h, w) maps.
+            size: (h, w) of the pixels that they were made of. A level's stride is the whole number
+                of pixels a map's pixel has, so that the anchors of a map that was rounded up stay
+                within the image: as torchvision has it, whose weights expect that.
+        """
+        anchors = [
+            tiled(base, (h, w), (size[0] // h, size[1] // w))
+            for base, level in zip(self.bases.split(self._counts), levels, strict=True)
+            for h, w in [level.shape[-2:]]
+        ]
+        return torch.cat(anchors), [len(part) for part in anchors]
 
 
 def focal_sums(

@@ -192,7 +192,7 @@ def test_numbers_of_small_and_of_large_images(size, options, expected):
         body = ResNet(18)
     model = FasterRCNN(3, body, size, **options)
     hidden = model.state_dict()["roi_heads.box_head.fc6.bias"].shape[0]
-    square = model.rpn._shapes[0][1]  # of the finest level
+    square = model.rpn.anchors.bases[1]  # of the finest level
     numbers = (model.backbone.width, hidden, model.regions, model.rpn.settings.after)
     assert (*numbers, float(square[2] - square[0])) == expected
 
@@ -277,7 +277,7 @@ def test_published_rows_are_found_by_name(hub):
     """Person and cat are categories 1 and 17 of COCO's 91; background stays the first."""
     model = FasterRCNN(2, ResNet(50, 1), (96, 96), weights="COCO_V1", classes=("cat", "person"))
     assert model.rebuilt == ()
-    assert model.rpn._shapes[0][1].tolist() == [-16, -16, 16, 16]
+    assert model.rpn.anchors.bases[1].tolist() == [-16, -16, 16, 16]
     state = model.state_dict()
     name = "roi_heads.box_predictor.cls_score.weight"
     torch.testing.assert_close(state[name], hub[name][[0, 17, 1]])

@@ -117,7 +117,7 @@ def test_nine_anchors():
     for size, share in (((600, 1000), 1.0), ((150, 150), 0.25)):
         with torch.device("meta"):
             body = Tiny()
-        table = FasterRCNNC4(3, body, size).rpn._shapes[0]
+        table = FasterRCNNC4(3, body, size).rpn.anchors.bases
         sides = table[:, 2:] - table[:, :2]
         assert len(sides) == 9
         assert sides[3:6].tolist() == [[128 * share] * 2, [256 * share] * 2, [512 * share] * 2]

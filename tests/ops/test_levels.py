@@ -8,7 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, sigmoid_focal_loss
 
 from cnnctl.ops.anchors import shapes
-from cnnctl.ops.levels import best_of_levels, filled_up, focal_sums, tiled_levels
+from cnnctl.ops.levels import TiledLevels, best_of_levels, filled_up, focal_sums
 
 
 def noise(*shape: int) -> Tensor:
@@ -31,7 +31,7 @@ def test_levels_are_tiled_as_torchvision_does():
     theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 4)
     expected = theirs(ImageList(pixels, [(96, 160)]), maps)[0]
     bases = [shapes(sides, (0.5, 1.0, 2.0)).round() for sides in sizes]
-    anchors, counts = tiled_levels(bases, maps, (96, 160))
+    anchors, counts = TiledLevels(bases)(maps, (96, 160))
     assert counts == [6 * 240, 6 * 60, 6 * 6, 6 * 2]
     torch.testing.assert_close(anchors, expected)
 
