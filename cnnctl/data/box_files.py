@@ -1,4 +1,4 @@
-"""What data sets of image files with boxes have in common: truth in arrays, faults in a list."""
+"""What data sets of image files with boxes have in common: their truth in arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from cnnctl.data.image_file import (
 from cnnctl.data.mask_pairs import Paths, listed
 from cnnctl.errors import Exit, UserError
 
-_KEPT = 1000  # faults that are named; the others are counted
 _UPRIGHT = 4  # EXIF orientations above it swap height and width
 
 
@@ -213,50 +212,6 @@ class BoxFiles(Dataset):
             advice="nothing can be learned or scored: complete the boxes, or divide otherwise",
             code=Exit.DATA,
         )
-
-
-class Faulty(UserError):
-    """Several faults, found in one pass: the first is the message, ``faults`` are all.
-
-    Args:
-        faults: sentences, with their files.
-    """
-
-    faults: tuple[str, ...] = ()
-
-
-class Faults:
-    """What is wrong with the files of a data set, told at once when all were read."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._rows: list[tuple[str, str | None, str, str | None]] = []
-
-    def add(
-        self, file: str, problem: str, record: str | None = None, advice: str | None = None
-    ) -> None:
-        self.count += 1
-        if len(self._rows) < _KEPT:
-            self._rows.append((file, record, problem, advice))
-
-    def tell(self, advice: str) -> None:
-        """Raise the first with the number of the others, if there is one.
-
-        Args:
-            advice: where the fault has none of its own.
-        """
-        if not self.count:
-            return
-        file, record, problem, own = self._rows[0]
-        files = len({row[0] for row in self._rows})
-        there = f" in {files:,} files" if files > 1 else ""
-        others = "1 more fault" if self.count == 2 else f"{self.count - 1:,} more faults"
-        more = f" (and {others}{there})" if self.count > 1 else ""
-        error = Faulty(
-            problem + more, file=file, record=record, advice=own or advice, code=Exit.DATA
-        )
-        error.faults = tuple(": ".join(filter(None, row[:3])) for row in self._rows)
-        raise error
 
 
 def shown_size(path: str) -> tuple[int, int]:

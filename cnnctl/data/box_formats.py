@@ -13,6 +13,7 @@ from cnnctl.data.box_files import BoxTable, ends
 from cnnctl.data.box_layout import Layout
 from cnnctl.data.box_pairs import Pair, image_folder, match
 from cnnctl.data.coco_index import Index, read_index
+from cnnctl.data.faults import Faults
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_pairs import divide, listed, no_split
 from cnnctl.data.voc_lists import read_list
@@ -114,14 +115,11 @@ def _complete(pairs: list[Pair]) -> list[tuple[Path, Path]]:
     Raises:
         UserError: an image has none.
     """
-    if lacking := [image for image, xml in pairs if xml is None]:
-        more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
-        raise UserError(
-            f"image without an .xml{more}",
-            file=printable(lacking[0]),
-            advice="add the file (without objects, where there are none), or move the image away",
-            code=Exit.DATA,
-        )
+    faults = Faults()
+    for image, xml in pairs:
+        if xml is None:
+            faults.add(printable(image), "image without an .xml")
+    faults.tell("add the file (without objects, where there are none), or move the image away")
     return [(image, xml) for image, xml in pairs if xml is not None]
 
 

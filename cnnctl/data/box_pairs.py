@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cnnctl.data.box_layout import ENDS, Form, Part, files_below
 from cnnctl.data.class_folders import images_below
+from cnnctl.data.faults import Faults
 from cnnctl.data.image_file import printable
 from cnnctl.data.mask_layout import IMAGES
 from cnnctl.errors import Exit, UserError
@@ -34,13 +35,12 @@ def image_folder(root: Path, part: Part, names: Sequence[str]) -> Path:
     end = os.path.join("", *names[0].split("/"))
     every = chain(places, _folders_of(end, root))
     folder = next((place for place in every if (place / end).is_file()), part.images)
-    if lacking := [name for name in names if not (folder / name).is_file()]:
-        more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
-        raise _error(
-            part.truth,
-            f"names an image that is not there: {printable(folder / lacking[0])}{more}",
-            "complete the images, or take their records out of the file",
-        )
+    faults = Faults()
+    for name in names:
+        if not (folder / name).is_file():
+            problem = f"names an image that is not there: {printable(folder / name)}"
+            faults.add(printable(part.truth), problem)
+    faults.tell("complete the images, or take their records out of the file")
     return folder
 
 

@@ -154,9 +154,10 @@ class COCOBoxes(COCOSplit):
         ]
         outlines = index.unfit["segmentation"]
         if 0 < outlines.count < len(own):  # all: a file of boxes alone
+            record, problem = outlines.rows[0]
             lines.append(
                 f"{outlines.count:,} annotation(s) without an outline that can be drawn, which "
-                f"boxes do not need: {outlines.record}: {outlines.problem}"
+                f"boxes do not need: {record}: {problem}"
             )
         return lines
 

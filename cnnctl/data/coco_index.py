@@ -28,7 +28,7 @@ from cnnctl.data.coco_records import Records, Use, read_records
 from cnnctl.data.image_file import printable
 from cnnctl.errors import Exit, UserError
 
-_FORM = 4  # of the cached arrays; another number, another place
+_FORM = 5  # of the cached arrays; another number, another place
 _LARGE = 16 << 20  # bytes of an annotation file that is worth a cache
 
 

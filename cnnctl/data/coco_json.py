@@ -7,46 +7,45 @@ import json
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cnnctl.data.coco_shapes import kind
+from cnnctl.data.faults import KEPT, faulty
 from cnnctl.data.image_file import printable
 from cnnctl.errors import Exit, UserError
 
 
 @dataclass
 class Faults:
-    """What is wrong with some records: the first in words, and how many there are."""
+    """What is wrong with some records of a file, and how many there are."""
 
-    record: str | None = None
-    problem: str = ""
+    rows: list[tuple[str | None, str]] = field(default_factory=list)  # record, problem; the first
     count: int = 0
 
-    def add(self, record: str | None, problem: str, count: int = 1) -> None:
-        if not self.count:
-            self.record, self.problem = record, problem
-        self.count += count
+    def add(self, record: str | None, problem: str) -> None:
+        if len(self.rows) < KEPT:
+            self.rows.append((record, problem))
+        self.count += 1
 
     def tell(self, file: Path) -> None:
-        """Raise UserError where there are any."""
+        """Raise all of them, the first as the message.
+
+        Raises:
+            Faulty: there is one at least (code 3).
+        """
         if not self.count:
             return
-        more = f" (and {self.count - 1:,} more faults)" if self.count > 1 else ""
-        raise UserError(
-            self.problem + more,
-            file=printable(file),
-            record=self.record,
-            advice="correct the file, or take the records out of it",
-            code=Exit.DATA,
-        )
+        name = printable(file)
+        rows = [(name, record, problem, None) for record, problem in self.rows]
+        raise faulty(rows, self.count, "correct the file, or take the records out of it")
 
 
 def together(*several: Faults) -> Faults:
-    """The first of all, and how many there are of all kinds."""
-    first = next((faults for faults in several if faults.count), Faults())
-    return Faults(first.record, first.problem, sum(faults.count for faults in several))
+    """Those of all kinds, one kind behind the other."""
+    rows = [row for faults in several for row in faults.rows]
+    return Faults(rows, sum(faults.count for faults in several))
 
 
 class Wrong(ValueError):

@@ -166,7 +166,7 @@ def _annotations(
             Annotation(number, image, category, bool(crowd), box, area, *shape)
         )
     if problem := misread.problem():
-        checked.unfit["bbox"] = Faults(None, problem, 1)
+        checked.unfit["bbox"] = Faults([(None, problem)], 1)
 
 
 class _Misread:

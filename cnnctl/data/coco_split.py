@@ -13,6 +13,7 @@ from torch import Tensor
 from cnnctl.data.base import Dataset, absent, data_root
 from cnnctl.data.coco_index import read_index
 from cnnctl.data.coco_records import Use
+from cnnctl.data.faults import Faults
 from cnnctl.data.image_file import printable, read_annotated
 from cnnctl.data.mask_pairs import check_share, divide, no_split
 from cnnctl.errors import Exit, UserError, nearest
@@ -238,14 +239,11 @@ class COCOSplit(Dataset):
             for name in chosen
             if name not in there and not (os.sep in name and (self.folder / name).is_file())
         ]
-        if lacking:
-            more = f" (and {len(lacking) - 1:,} more)" if len(lacking) > 1 else ""
-            raise UserError(
-                f"names an image that is not there: {printable(self.folder / lacking[0])}{more}",
-                file=printable(self.file),
-                advice="complete the images, or take their records out of the file",
-                code=Exit.DATA,
-            )
+        faults = Faults()
+        for name in lacking:
+            problem = f"names an image that is not there: {printable(self.folder / name)}"
+            faults.add(printable(self.file), problem)
+        faults.tell("complete the images, or take their records out of the file")
 
 
 def _first_difference(ours: list[tuple[int, str]], theirs: list[tuple[int, str]]) -> str:

@@ -17,7 +17,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from cnnctl.data.box_files import BoxTable, Faults, ends
+from cnnctl.data.box_files import BoxTable, ends
+from cnnctl.data.faults import Faults
 from cnnctl.data.image_file import MAX_PIXELS, file_bytes, printable
 from cnnctl.errors import UserError, nearest
 

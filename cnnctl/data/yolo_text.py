@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnctl.data.box_files import BoxTable, Faults, ends
+from cnnctl.data.box_files import BoxTable, ends
+from cnnctl.data.faults import Faults
 from cnnctl.data.image_file import file_bytes, printable
 from cnnctl.data.mask_pairs import listed
 from cnnctl.errors import Exit, UserError

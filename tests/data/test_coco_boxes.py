@@ -18,6 +18,7 @@ from PIL import Image
 from cnnctl.data import coco_index
 from cnnctl.data.coco import COCO
 from cnnctl.data.coco_boxes import COCOBoxes
+from cnnctl.data.faults import Faulty
 from cnnctl.errors import Exit, UserError
 
 H, W = 40, 60
@@ -251,11 +252,20 @@ def test_all_faults_are_counted_whatever_they_are_of(tmp_path):
     good = thing(1, 70, 3, [30, 30, 5, 5])
     said = content(2, good, thing(2, 70, 3, [9, 9, 0, 4]), thing(3, 70, 3, [1, 2, 3]))
     assert refused(tmp_path, said).problem.endswith("must have 4: [x, y, width, height] (and 1 "
-                                                    "more faults)")  # fmt: skip
+                                                    "more fault)")  # fmt: skip
     said["annotations"] += [thing(1, 70, 3, [1, 2, 3, 4]), thing(4, 5, 3, None)]
     error = refused(tmp_path, said)
     assert error.record == "annotations[3] (id 1)"
     assert error.problem == "id: another annotation has it too (and 3 more faults)"
+    assert isinstance(error, Faulty)
+    file = tmp_path / "coco/annotations/instances_mine.json"
+    assert error.count == 4
+    assert error.faults == (
+        f"{file}: annotations[3] (id 1): id: another annotation has it too",
+        f"{file}: annotations[4] (id 4): image_id: 5 is not in images",
+        f"{file}: annotations[2] (id 3): bbox: has 3 numbers, must have 4: [x, y, width, height]",
+        f"{file}: annotations[1] (id 2): bbox[2]: the width is 0, must be > 0",
+    )
 
 
 def test_a_box_past_the_edge_is_cut_off_and_counted(tmp_path):
@@ -360,7 +370,7 @@ def test_masks_need_no_box_and_boxes_no_outline(tmp_path):
     assert data.remarks()[0].startswith("2 annotation(s) without an outline")
     with pytest.raises(UserError, match="segmentation: is missing") as caught:
         COCO("train", **place, validation=0.0, test=0.0)
-    assert caught.value.problem.endswith("(and 1 more faults)")
+    assert caught.value.problem.endswith("(and 1 more fault)")
     assert own(tmp_path, content(1, boxed[0])).remarks() == [], "a file of boxes alone is none"
 
 

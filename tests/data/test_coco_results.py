@@ -129,7 +129,7 @@ def test_results_that_are_wrong(tmp_path, key, value, words):
     rows = [*GOOD, {**GOOD[0], key: value}, {**GOOD[0], key: value}]
     with pytest.raises(UserError) as caught:
         read(tmp_path, rows)
-    assert caught.value.problem == f"{words} (and 1 more faults)"
+    assert caught.value.problem == f"{words} (and 1 more fault)"
     assert caught.value.record == "results[5]"
     assert caught.value.file == str(tmp_path / "results.json")
     assert caught.value.code == Exit.DATA
