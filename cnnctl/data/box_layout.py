@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from cnnctl.data.class_folders import has_images, images_below
+from cnnctl.data.coco_json import parse
+from cnnctl.data.coco_shapes import kind
 from cnnctl.data.image_file import EXTENSIONS, printable
 from cnnctl.data.mask_layout import IMAGES, PARTS
 from cnnctl.data.mask_pairs import listed
@@ -58,22 +60,24 @@ def find_layout(root: Path, form: Form | None = None) -> Layout:
     folders = _image_folders(root)
     stems = {part: set(_stems(folder)) for part, folder in folders.items()}
     found: dict[Form, dict[str, Part]] = {}
-    for kind in _NAMES if form is None else (form,):
-        parts = _json_parts(root, folders) if kind == "coco" else _parts(root, folders, stems, kind)
+    for one in _NAMES if form is None else (form,):
+        parts = _json_parts(root, folders) if one == "coco" else _parts(root, folders, stems, one)
         if parts:
-            found[kind] = parts
+            found[one] = parts
+    if not found and form in (None, "coco"):
+        _refuse_json(root, folders, form)
     if len(found) > 1:
         both = " and ".join(
-            f"{_NAMES[kind]} ({printable(next(iter(parts.values())).truth)})"
-            for kind, parts in found.items()
+            f"{_NAMES[one]} ({printable(next(iter(parts.values())).truth)})"
+            for one, parts in found.items()
         )
-        advice = " or ".join(f"data.format={kind}" for kind in found)
+        advice = " or ".join(f"data.format={one}" for one in found)
         raise _error(root, f"holds boxes in several formats: {both}", advice)
     if not found:
         wanted = "boxes" if form is None else f"{_NAMES[form]} of them"
         raise _error(root, f"has no {wanted} that can be recognised: {_holds(root)}", ADVICE)
-    (kind, parts), *_ = found.items()
-    return _checked(root, kind, parts, folders)
+    (only, parts), *_ = found.items()
+    return _checked(root, only, parts, folders)
 
 
 def _checked(root: Path, form: Form, parts: dict[str, Part], folders: dict[str, Path]) -> Layout:
@@ -180,9 +184,7 @@ def _json_parts(root: Path, folders: dict[str, Path]) -> dict[str, Part]:
             parts[part] = Part(images, _only(files))
     if parts:
         return parts
-    above = {folder.parent for folder in folders.values()} | set(folders.values())
-    places = [root, root / "annotations", root / "Annotations", *sorted(above)]
-    files = _json_files([place for place in places if place.is_relative_to(root)])
+    files = _json_files(_json_places(root, folders))
     named: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", file.stem.lower())
@@ -194,8 +196,40 @@ def _json_parts(root: Path, folders: dict[str, Path]) -> dict[str, Part]:
     return {part: Part(folders.get(part, every), _only(own)) for part, own in named.items()}
 
 
+def _json_places(root: Path, folders: dict[str, Path]) -> list[Path]:
+    above = {folder.parent for folder in folders.values()} | set(folders.values())
+    places = [root, root / "annotations", root / "Annotations", *sorted(above)]
+    return [place for place in places if place.is_relative_to(root)]
+
+
 def _json_files(places: list[Path]) -> list[Path]:
     """Annotation files in COCO's format in some folders, by what they hold."""
+    return [file for file in _all_json(places) if _is_coco(file)]
+
+
+def _refuse_json(root: Path, folders: dict[str, Path], form: Form | None) -> None:
+    """Say of a JSON file why it is not in COCO's format, where it was meant to be.
+
+    Raises:
+        UserError: it is the only one and looks like it, or ``form`` says so (code 3).
+    """
+    inner = [folder / "annotations" for folder in folders.values()]
+    every = _all_json([*_json_places(root, folders), *inner])
+    files = [file for file in every if not _is_another(file)]
+    if not files or (form is None and len(files) > 1):
+        return
+    file, keys = files[0], ("images", "annotations", "categories")
+    if not file.stat().st_size:
+        raise _error(file, "is empty (0 bytes)", ADVICE)
+    content = parse(file, file.read_bytes(), ADVICE)
+    if not isinstance(content, dict):
+        raise _error(file, f"holds {kind(content)}, must hold an object with images", ADVICE)
+    lacking = [f'"{key}"' for key in keys if key not in content]
+    if lacking and (form is not None or len(lacking) < len(keys)):
+        raise _error(file, f"has no {listed(lacking)}", ADVICE)
+
+
+def _all_json(places: list[Path]) -> list[Path]:
     files = dict.fromkeys(
         path
         for place in places
@@ -203,12 +237,17 @@ def _json_files(places: list[Path]) -> list[Path]:
         for path in sorted(place.iterdir())
         if path.suffix.lower() == ".json" and path.name[0] != "." and path.is_file()
     )
-    return [file for file in files if _is_coco(file)]
+    return list(files)
+
+
+def _is_another(file: Path) -> bool:
+    """By its name, COCO's of something else than boxes."""
+    return bool(_OTHER_JSON & set(re.split(r"[^a-z]+", file.stem.lower())))
 
 
 def _is_coco(file: Path) -> bool:
     """Whether it has the keys of COCO's instances, wherever they are in it."""
-    if _OTHER_JSON & set(re.split(r"[^a-z]+", file.stem.lower())):
+    if _is_another(file):
         return False
     try:
         with (
@@ -253,12 +292,12 @@ def _holds(root: Path) -> str:
         folders[:] = [name for name in folders if name[0] != "."]
         for name in names:
             end = os.path.splitext(name)[1].lower()
-            kind = "images" if end in EXTENSIONS else end or "files without an extension"
-            counts[kind] = counts.get(kind, 0) + (name[0] != ".")
+            sort = "images" if end in EXTENSIONS else end or "files without an extension"
+            counts[sort] = counts.get(sort, 0) + (name[0] != ".")
         if sum(counts.values()) > 100_000:
             break
-    kinds = sorted(((count, kind) for kind, count in counts.items() if count), reverse=True)
-    shown = [f"{count:,} {kind}" for count, kind in kinds]
+    sorts = sorted(((count, sort) for sort, count in counts.items() if count), reverse=True)
+    shown = [f"{count:,} {sort}" for count, sort in sorts]
     return f"it holds {listed(shown, 5)}" if shown else "it is empty"
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cnnctl.data.base import NoSplit
 from cnnctl.data.boxes import Boxes
+from cnnctl.data.faults import Faulty
 from cnnctl.errors import Exit, UserError
 
 W, H = 20, 10
@@ -237,6 +238,41 @@ def test_a_folder_that_is_not_told(tmp_path):
     assert (caught.value.advice or "").startswith("COCO: a .json of images, annotations")
 
 
+@pytest.mark.parametrize("form", ["coco", None])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty (0 bytes)"),
+        ("[]", "holds a list, must hold an object with images"),
+        ('{"images": [], "categories": []}', 'has no "annotations"'),
+        ('{"images": [{"annotations": []}', "is no whole JSON file: Expecting"),
+    ],
+)
+def test_a_json_file_that_is_not_cocos_is_named(tmp_path, form, text, words):
+    pictures(tmp_path / "images", range(1, 5))
+    file = tmp_path / "instances.json"
+    file.write_text(text)
+    if form is not None:
+        (tmp_path / "package.json").write_text("{}")  # an other one is no reason to be silent
+    with pytest.raises(UserError) as caught:
+        Boxes("train", str(tmp_path), format=form)
+    assert str(caught.value).startswith(f"{file}: {words}")
+    assert caught.value.code == Exit.DATA
+    assert caught.value.advice
+
+
+def test_every_image_that_a_json_file_names_in_vain_is_told(tmp_path):
+    pictures(tmp_path / "images", range(1, 3))
+    coco(tmp_path / "a.json", range(1, 5))
+    with pytest.raises(Faulty) as caught:
+        Boxes("train", str(tmp_path))
+    assert caught.value.problem.endswith("03.png (and 1 more fault)")
+    assert caught.value.faults == tuple(
+        f"{tmp_path}/a.json: names an image that is not there: {tmp_path}/images/{n}.png"
+        for n in ("03", "04")
+    )
+
+
 def test_an_image_without_a_file_of_boxes(tmp_path):
     pictures(tmp_path / "images", range(1, 5))
     truths(tmp_path, "labels", "yolo", range(1, 4))
@@ -246,7 +282,9 @@ def test_an_image_without_a_file_of_boxes(tmp_path):
     other = tmp_path / "other"
     pictures(other, range(1, 5))
     truths(other, ".", "voc", range(1, 3))
-    with pytest.raises(UserError, match=r"03.png: image without an .xml \(and 1 more\)"):
+    with pytest.raises(
+        UserError, match=r"03.png: image without an .xml \(and 1 more fault in 2 files\)"
+    ):
         Boxes("train", str(other))
 
 
