@@ -17,11 +17,13 @@ from cnnctl import build, compose
 from cnnctl import help as pages
 from cnnctl.commands import export
 from cnnctl.data.base import SPLITS, Dataset, NoSplit, classes_in
+from cnnctl.data.faults import Faulty
 from cnnctl.data.inspection import Report, check, measure
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
 
 _ROWS, _COLUMNS, _CELL, _TITLE = 100, 12, 72, 150  # of the picture grid; the last two in pixels
+_SHOWN = 20  # faults on the console; a file has all
 _WIDE = 160  # columns of a table that goes into a file or a pipe
 
 
@@ -47,17 +49,15 @@ def run(config: DictConfig, action: str, options: DictConfig | None = None) -> i
         _say(console, cls.fetch(config.data.root))
         if cls.missing(config.data.root):
             return Exit.DONE  # it is the user's own to put there
+    if action == "check":
+        return check_all(console, config, cls)
     splits = all_splits(config)
     _print_where(console, cls, config.data.root)
     if action == "show":
         show(console, cls.option(), splits)
-    elif action == "fetch":
+    else:
         sizes = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
         _say(console, f"read and whole: {sizes}")
-    else:
-        report = check_with_bars(splits)
-        print_report(console, report)
-        return Exit.DATA if report.faults else Exit.DONE
     return Exit.DONE
 
 
@@ -172,8 +172,12 @@ def write_picture(data: Dataset, path: Path) -> None:
             canvas.paste(image, (_TITLE + column * _CELL, row * _CELL))
     encoded = io.BytesIO()
     canvas.save(encoded, "PNG")
+    _write(path, encoded.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
     try:
-        path.write_bytes(encoded.getvalue())
+        path.write_bytes(data)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise UserError(problem, file=path, code=Exit.MACHINE) from None
@@ -207,6 +211,63 @@ def _thumbnail(pixels: Tensor):
     return image
 
 
+def check_all(console: Console, config: DictConfig, cls: type[Dataset]) -> int:
+    """Read all there is, say what is wrong, and write it into a file in this folder."""
+    splits, unread = readable_splits(config)
+    _print_where(console, cls, config.data.root)
+    report = check_with_bars(splits)
+    add_unread(report, unread)
+    for line in report_lines(report, _SHOWN):
+        _say(console, line)
+    path = Path(f"data-{cls.option()}-check.txt").absolute()
+    _write(path, "".join(f"{line}\n" for line in report_lines(report)).encode())
+    _say(console, f"report: {path}")
+    return Exit.DATA if report.faults else Exit.DONE
+
+
+def readable_splits(config: DictConfig) -> tuple[dict[str, Dataset], dict[str, UserError]]:
+    """The splits that can be read, and why the others cannot.
+
+    Raises:
+        UserError: the command is wrong, or there is one reason alone and no list of faults (the
+            data is not there).
+    """
+    splits, unread = dict[str, Dataset](), dict[str, UserError]()
+    for split in SPLITS:
+        try:
+            splits[split] = build.dataset(config, split)
+        except NoSplit:
+            continue
+        except UserError as error:
+            if error.code != Exit.DATA:
+                raise
+            unread[split] = error
+    reasons = {_sentences(error): error for error in unread.values()}
+    if not splits and len(reasons) == 1:
+        (error,) = reasons.values()
+        if not isinstance(error, Faulty):
+            raise error
+    return splits, unread
+
+
+def add_unread(report: Report, unread: Mapping[str, UserError]) -> None:
+    """The faults of splits that could not be read; what several share is said once."""
+    where: dict[str, list[str]] = {}
+    for split, error in unread.items():
+        for sentence in _sentences(error):
+            where.setdefault(sentence, []).append(split)
+    report.faults[:0] = [f"{', '.join(parts)}: {line}" for line, parts in where.items()]
+    more = {
+        _sentences(e): e.count - len(e.faults) for e in unread.values() if isinstance(e, Faulty)
+    }
+    report.unlisted = sum(more.values())
+    report.unread = list(unread)
+
+
+def _sentences(error: UserError) -> tuple[str, ...]:
+    return error.faults if isinstance(error, Faulty) else (str(error),)
+
+
 def check_with_bars(splits: Mapping[str, Dataset]) -> Report:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -214,16 +275,23 @@ def check_with_bars(splits: Mapping[str, Dataset]) -> Report:
         return check(splits, lambda split, done: progress.update(bars[split], completed=done))
 
 
-def print_report(console: Console, report: Report) -> None:
-    for line in report.remarks:
-        _say(console, line)
-    for line in report.warnings:
-        _say(console, f"warning: {line}")
-    for line in report.faults:
-        _say(console, f"fault: {line}")
-    read = ", ".join(f"{count:,} {split}" for split, count in report.read.items())
-    found = f"{len(report.faults):,} fault(s)" if report.faults else "all whole"
-    _say(console, f"read {read}: {found}")
+def report_lines(report: Report, most: int | None = None) -> list[str]:
+    """Sentences on what was found.
+
+    Args:
+        most: the faults that are told; None is all.
+    """
+    lines = [*report.remarks, *(f"warning: {line}" for line in report.warnings)]
+    lines += [f"fault: {line}" for line in report.faults[:most]]
+    if most is not None and (more := len(report.faults) - most) > 0:
+        lines.append(f"and {more:,} more faults, which the report lists")
+    if report.unlisted:
+        lines.append(f"and {report.unlisted:,} more faults, which are counted and not listed")
+    if report.unread:
+        lines.append(f"images not read until these are corrected: {', '.join(report.unread)}")
+    count = len(report.faults) + report.unlisted
+    read = ", ".join(f"{images:,} {split}" for split, images in report.read.items()) or "nothing"
+    return [*lines, f"read {read}: {f'{count:,} fault(s)' if count else 'all whole'}"]
 
 
 def _print_remarks(console: Console, splits: Mapping[str, Dataset]) -> None:

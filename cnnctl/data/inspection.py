@@ -73,6 +73,8 @@ class Report:
 
     read: dict[str, int] = field(default_factory=dict)  # samples of each split
     faults: list[str] = field(default_factory=list)
+    unlisted: int = 0  # faults beyond those that are kept in words
+    unread: list[str] = field(default_factory=list)  # splits that could not be read
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -85,6 +87,7 @@ def check(splits: Mapping[str, Dataset], tick: Callable[[str, int], object]) -> 
     truths, are warnings.
 
     Args:
+        splits: those that can be read; without train no class is missed in it.
         tick: called with a split and how many of its samples were read so far.
     """
     report = Report()
@@ -101,10 +104,11 @@ def check(splits: Mapping[str, Dataset], tick: Callable[[str, int], object]) -> 
         report.remarks += [f"{split}: {line}" for line in data.remarks()]
         if data.skipped:
             report.faults.append(f"{split}: {data.skipped:,} broken samples were skipped")
-    classes = splits["train"].classes
-    for split, held in present.items():
-        absent = sorted(held - present["train"])
-        report.faults += [f"{split}: class {classes[k]} is not in train" for k in absent]
+    if "train" in splits:  # or could not be read
+        for split, held in present.items():
+            absent = sorted(held - present["train"])
+            names = [splits["train"].classes[k] for k in absent]
+            report.faults += [f"{split}: class {name} is not in train" for name in names]
     report.warnings += _duplicates(splits, seen)
     return report
 
@@ -154,7 +158,8 @@ def _examine(data: Dataset, index: int) -> str | _Whole:
 def _truth(target: Mapping[str, Any]) -> Tensor:
     """What is said of a sample, as one tensor."""
     if "boxes" in target:
-        return torch.cat([target["labels"][:, None].float(), target["boxes"]], 1)
+        kinds = torch.stack([target[name] for name in ("labels", "crowd", "difficult")], 1)
+        return torch.cat([kinds.float(), target["boxes"]], 1)
     return torch.as_tensor(target["label"] if "label" in target else target["mask"])
 
 

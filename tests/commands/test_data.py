@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +74,13 @@ def test_show_a_folder(capsys, tmp_path):
 
 
 def test_check(capsys, tmp_path):
+    whole = "read 1,078 train, 359 val, 360 test: all whole\n"
+    report = tmp_path / "data-digits-check.txt"
     assert cnnctl(capsys, "check")[:2] == (
         0,
-        "data=digits: with the packages\nread 1,078 train, 359 val, 360 test: all whole\n",
+        f"data=digits: with the packages\n{whole}report: {report}\n",
     )
+    assert report.read_text() == whole
     fill(tmp_path / "mine")
     broken = [tmp_path / "mine" / "ant" / "3.png", tmp_path / "mine" / "bee" / "4.png"]
     for path in broken:
@@ -85,6 +90,80 @@ def test_check(capsys, tmp_path):
     for path in broken:
         assert f"{path}: is empty (0 bytes)" in out
     assert "2 fault(s)" in out
+
+
+def boxed(root: Path, part: str, count: int, *boxes: Sequence[float]) -> Path:
+    """``count`` images of 20 x 10 in a folder, and ``boxes`` on the first of them."""
+    folder = root / part
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", (20, 10), (i, 60 * len(part), 0)).save(folder / f"{i}.png")
+    images = [{"id": i, "width": 20, "height": 10, "file_name": f"{i}.png"} for i in range(count)]
+    things = [
+        {"id": n, "image_id": 0, "category_id": 1, "bbox": box} for n, box in enumerate(boxes, 1)
+    ]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": things}
+    file = folder / "boxes.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_check_finds_all_faults_of_all_splits_in_one_pass(capsys, tmp_path):
+    root, good = tmp_path / "mine", [1, 1, 4, 4]
+    boxed(root, "train", 3, good)
+    val = boxed(root, "val", 2, good, *([k / 2, 1, 0, 4] for k in range(1, 24)))
+    test = boxed(root, "test", 2, good, [1, 1, 4, float("inf")])
+    resized, broken = root / "train/1.png", root / "train/2.png"
+    Image.new("RGB", (10, 5)).save(resized)
+    broken.write_bytes(b"")
+    code, out, err = cnnctl(capsys, "check", "data=boxes", f"data.root={root}")
+    assert (code, err) == (3, "")
+    written = tmp_path / "data-boxes-check.txt"
+    assert out.endswith(f"read 3 train: 26 fault(s)\nreport: {written}\n")
+    lines = written.read_text().splitlines()
+    faults = [line for line in lines if line.startswith("fault: ")]
+    assert faults == [
+        *(
+            f"fault: val: {val}: annotations[{n}] (id {n + 1}): bbox[2]: the width is 0, must be "
+            "> 0"
+            for n in range(1, 24)
+        ),
+        f"fault: test: {test}: annotations[1] (id 2): bbox[3]: is not finite",
+        f"fault: train: {resized}: the image is 10 x 5, {root}/train/boxes.json says 20 x 10",
+        f"fault: train: {broken}: is empty (0 bytes)",
+    ]
+    shown = [line for line in out.splitlines() if line.startswith("fault: ")]
+    assert shown == faults[:20]
+    assert "and 6 more faults, which the report lists\n" in out
+    assert "images not read until these are corrected: val, test" in lines
+
+
+def test_check_says_a_shared_fault_once_and_counts_what_it_does_not_list(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cnnctl.data.coco_json.KEPT", 2)
+    file = boxed(tmp_path / "mine", "all", 2, *([1, 1, 0, k] for k in range(1, 6)))
+    given = (f"data.annotations={file}", f"data.images={file.parent}")
+    code, out, _ = cnnctl(capsys, "check", "data=coco", "task=detect", *given)
+    assert code == 3
+    faults = [line for line in out.splitlines() if line.startswith("fault: ")]
+    assert faults[0].startswith(f"fault: train, val, test: {file}: annotations[0] (id 1): bbox")
+    assert len(faults) == 2
+    assert "and 3 more faults, which are counted and not listed\n" in out
+    assert "read nothing: 5 fault(s)\n" in out
+
+
+def test_a_split_with_one_fault_does_not_hide_another(capsys, tmp_path):
+    root = tmp_path / "mine"
+    boxed(root, "train", 2, [1, 1, 4, 4])
+    val, test = (boxed(root, part, 2, [1, 1, 4, 4]) for part in ("val", "test"))
+    val.write_text('{"images": [], "annotations": ')
+    test.write_text('{"images": 5, "annotations": []}')
+    code, out, _ = cnnctl(capsys, "check", "data=boxes", f"data.root={root}")
+    assert code == 3
+    assert f"fault: val: {val}: is no whole JSON file: Expecting value at line 1" in out
+    assert f'fault: test: {test}: "images" is' in out
+    assert "read 2 train: 2 fault(s)" in out
 
 
 def test_absent_data_is_exit_code_3_and_one_sentence(capsys, tmp_path):
@@ -110,3 +189,11 @@ def test_a_picture_that_cannot_be_written_is_the_machines_fault(capsys, tmp_path
     code, _, err = cnnctl(capsys, "show")
     assert code == 5
     assert "data-digits-train.png: cannot be written" in err
+
+
+def test_a_report_that_cannot_be_written_is_the_machines_fault(capsys, tmp_path):
+    (tmp_path / "data-digits-check.txt").mkdir()
+    code, out, err = cnnctl(capsys, "check")
+    assert code == 5
+    assert "all whole" in out, "what was found is said all the same"
+    assert "data-digits-check.txt: cannot be written" in err

@@ -72,6 +72,40 @@ def test_identical_pictures_with_two_labels():
     assert report.warnings == ["1 image(s) with two labels or more: train sample 0, train sample 2"]
 
 
+class Boxed(Arrays):
+    """Two copies of one picture, with one box each."""
+
+    fields = ("boxes",)
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2).long())
+        self.kinds = kinds
+
+    def __getitem__(self, index):
+        target = {
+            "boxes": torch.tensor([[0.0, 0, 2, 2]]),
+            "labels": torch.tensor([1]),
+            "area": torch.tensor([4.0]),
+        }
+        for name in ("crowd", "difficult"):
+            target[name] = torch.tensor([self.kinds[index] == name])
+        return self.pixels[index], target
+
+
+@pytest.mark.parametrize("kinds", [("", "crowd"), ("difficult", ""), ("crowd", "difficult")])
+def test_boxes_that_differ_in_their_kind_alone_are_two_truths(kinds):
+    report, _ = run(train=Boxed(*kinds))
+    assert report.warnings == ["1 image(s) with two labels or more: train sample 0, train sample 1"]
+    report, _ = run(train=Boxed(kinds[0], kinds[0]))
+    assert report.warnings == []
+
+
+def test_without_train_no_class_is_missed_in_it():
+    report, _ = run(val=arrays([0, 3, 1]))
+    assert report.faults == ["val: sample 1: label is 3, must be 0 to 2"]
+    assert report.read == {"val": 3}
+
+
 def picture(path: Path, size=(8, 6)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = RNG.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
