@@ -92,8 +92,9 @@ def _scored(task: Task, file: Path, data: Dataset) -> Any:
 
 def truth_rows(data: Any) -> TruthRows:
     """The boxes of all samples, from the arrays of a data set that has them."""
-    if hasattr(data, "all_truth"):
-        return TruthRows(**data.all_truth())
+    every = data.all_truth() if hasattr(data, "all_truth") else None  # None: a part of one without
+    if every is not None:
+        return TruthRows(**every)
     targets = [data[index][1] for index in range(len(data))]
     image = np.repeat(np.arange(len(data)), [len(target["labels"]) for target in targets])
     names = ("boxes", "labels", "crowd", "difficult", "area")

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from cnnctl.commands.eval_predictions import truth_rows
+from cnnctl.data.digit_boxes import DigitBoxes
+from cnnctl.data.part import Part
 from cnnctl.errors import Exit
 from cnnctl.metrics.detection import METRICS
 
@@ -211,3 +214,14 @@ def test_published_figures(name, truth, found, ap, command, coco_api, tmp_path):
     figures = [scores[name] for name in METRICS[:12]]
     assert figures == pytest.approx(coco_api(folder / truth, file), rel=0, abs=1e-12)
     assert figures[0] == pytest.approx(ap, abs=5e-4 if name == "coco_fake100" else 5e-7)
+
+
+def test_a_part_without_arrays_is_scored_by_its_samples():
+    scenes = DigitBoxes("val", size=32, digits=(1, 3), scale=(0.3, 0.6), val_images=6)
+    part = Part(scenes, 3)
+    assert part.all_truth() is None
+    found = truth_rows(part)
+    targets = [scenes[index][1] for index in (0, 2, 4)]
+    assert found.image.tolist() == [n for n, t in enumerate(targets) for _ in t["labels"]]
+    assert found.boxes.tolist() == [box for t in targets for box in t["boxes"].tolist()]
+    assert found.labels.tolist() == [label for t in targets for label in t["labels"].tolist()]
