@@ -18,13 +18,14 @@ from cnnctl.data.windows import Windows, alone, present, whole
 from cnnctl.randomness import Draw
 from cnnctl.structures import Images, Targets
 
-SHORTER = 600
+SHORTER, LONGER = 600, 1000
 
 
 class ShortSide(Augmentation):
     """Images keep their shape; half of them are mirrored.
 
-    Where all images have one size they are resized to a square of ``size``, or stay as they are.
+    Where all images have one size they are resized to a square of ``size``, or stay as they are;
+    ``sizes`` and ``cap`` are refused there.
 
     Args:
         size: the shorter side, pixels; None is the largest of ``sizes``, or 600.
@@ -43,13 +44,18 @@ class ShortSide(Augmentation):
         mean: tuple[float, ...] = (0.0,),
         size: int | None = None,
         sizes: tuple[int, ...] | None = None,
-        cap: int = 1000,
+        cap: int = LONGER,
         flip: bool | None = None,
     ) -> None:
         if sizes is not None and (not sizes or min(sizes) < 1):
             raise ValueError(f"sizes must be a list of sides of at least 1, got {list(sizes)}")
         if cap < 1:
             raise ValueError(f"cap must be at least 1, got {cap}")
+        if native is not None and (sizes is not None or cap != LONGER):
+            raise ValueError(
+                f"sizes and cap are for images of different sizes, all here are {native[1]} x "
+                f"{native[0]}: leave them out, size is the side of the square they become"
+            )
         if size is None and native is None:
             size = max(sizes) if sizes else SHORTER
         super().__init__(

@@ -123,3 +123,10 @@ def test_images_of_one_size_stay_as_they_are_or_become_a_square():
 def test_bad_numbers_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         pipeline(**options)
+
+
+@pytest.mark.parametrize("options", [{"sizes": (20, 30)}, {"cap": 64}, {"size": 48, "cap": 1333}])
+def test_what_images_of_one_size_would_not_obey_is_refused(options):
+    with pytest.raises(ValueError, match=r"sizes and cap are for .*, all here are 30 x 24: leave"):
+        pipeline((24, 30), **options)
+    assert pipeline((24, 30), sizes=None, cap=1000).size == (24, 30)
