@@ -37,6 +37,7 @@ class ReducedVGG(nn.Module):
         channels: of each map.
         steps: pixels from one to the next of each map; None where its convolution has no padding,
             so that the map's cells are parts of the image.
+        least: pixels of the smallest side of an image that leaves no map without a pixel.
 
     Raises:
         ValueError: the input leaves less than a pixel of fc7.
@@ -57,7 +58,9 @@ class ReducedVGG(nn.Module):
         self.channels: list[int] = [*_WIDTHS]
         self.steps: list[int | None] = [8, 16]
         step: int | None = 16
-        for extra in _fitting(size):
+        extras = _fitting(size)
+        self.least = _least(extras)
+        for extra in extras:
             hidden, width, kernel, stride, padding = extra
             blocks.append(
                 nn.Sequential(
@@ -106,6 +109,14 @@ def _fitting(size: tuple[int, int]) -> list[_Extra]:
         side = (side + 2 * padding - kernel) // stride + 1
         found.append(extra)
     return found
+
+
+def _least(extras: list[_Extra]) -> int:
+    """The smallest side of an image that all these layers leave a pixel of."""
+    side = 1  # of the last map, and then of each one before it
+    for _, _, kernel, stride, padding in reversed(extras):
+        side = max(1, (side - 1) * stride + kernel - 2 * padding)
+    return 16 * side - 4  # the poolings round down, up and down
 
 
 def _start(layers: nn.Module) -> None:

@@ -100,6 +100,7 @@ class SingleShot(DetectionModel):
         head: from these to ``cls_logits`` (N, A, K + 1) and ``bbox_regression`` (N, A, 4).
         shapes: (k, 2) width and height of the default boxes of each map, in sides of the image.
         steps: input pixels from one to the next of each map; None is the image's part of a cell.
+        least: pixels of a side, to which smaller images are filled up with zeros.
     """
 
     shapes: Tensor
@@ -111,13 +112,16 @@ class SingleShot(DetectionModel):
         shapes: Sequence[Tensor],
         steps: Sequence[int | None],
         rules: Rules,
+        least: int = 1,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.rules = backbone, head, rules
+        self.backbone, self.head, self.rules, self._least = backbone, head, rules, least
         self._steps, self._counts = tuple(steps), [len(shape) for shape in shapes]
         self.register_buffer("shapes", torch.cat(list(shapes)), persistent=False)
 
     def features(self, pixels: Tensor) -> Said:
+        below, right = (max(0, self._least - side) for side in pixels.shape[2:])
+        pixels = F.pad(pixels, (0, right, 0, below)) if below or right else pixels
         maps = list(self.backbone(pixels).values())
         said = self.head(maps)
         sizes = [(level.shape[2], level.shape[3]) for level in maps]
@@ -224,19 +228,10 @@ class SSDVGG(SingleShot):
         if weights is not None and backbone_weights is not None:
             raise ValueError("weights hold those of the backbone: set backbone_weights to null")
         backbone = ReducedVGG(_vgg16(in_channels, backbone_weights), size)
-        shapes = default_shapes(
-            _scales(len(backbone.channels), scale_first, scale_min, scale_max),
-            ratios_of(len(backbone.channels)),
-        )
-        rules = Rules(
-            negatives=negatives,
-            score=score,
-            overlap=overlap,
-            candidates=candidates,
-            detections=detections,
-        )
+        shapes = _shapes(len(backbone.channels), scale_first, scale_min, scale_max)
+        rules = Rules(0.5, negatives, score, overlap, candidates, detections)
         head = _head(backbone.channels, shapes, num_classes)
-        super().__init__(backbone, head, shapes, backbone.steps, rules)
+        super().__init__(backbone, head, shapes, backbone.steps, rules, backbone.least)
         if weights is not None:
             if (scale_first, scale_min, scale_max) != (0.07, 0.15, 0.87):
                 raise ValueError("published weights are of the scales 0.07, 0.15 and 0.87")
@@ -274,17 +269,8 @@ class SSD(SingleShot):
     ) -> None:
         backbone.require(size)
         extended = Extended(backbone, size)
-        shapes = default_shapes(
-            _scales(len(extended.channels), scale_first, scale_min, scale_max),
-            ratios_of(len(extended.channels)),
-        )
-        rules = Rules(
-            negatives=negatives,
-            score=score,
-            overlap=overlap,
-            candidates=candidates,
-            detections=detections,
-        )
+        shapes = _shapes(len(extended.channels), scale_first, scale_min, scale_max)
+        rules = Rules(0.5, negatives, score, overlap, candidates, detections)
         head = _head(extended.channels, shapes, num_classes)
         super().__init__(extended, head, shapes, [None] * len(shapes), rules)
 
@@ -297,14 +283,14 @@ def _vgg16(in_channels: int, weights: str | None) -> VGG:
     return body
 
 
-def _scales(count: int, first: float, low: float, high: float) -> list[float]:
-    """Of the default boxes of each map, and of one beyond."""
+def _shapes(count: int, first: float, low: float, high: float) -> list[Tensor]:
+    """(k, 2) width and height of the default boxes of each of ``count`` maps."""
     if not 0 < first <= low <= high:
         raise ValueError(
             "scales must be 0 < scale_first <= scale_min <= scale_max, "
             f"got {first}, {low} and {high}"
         )
-    return [first, *spread(count - 1, low, high)]
+    return default_shapes([first, *spread(count - 1, low, high)], ratios_of(count))
 
 
 def _head(channels: Sequence[int], shapes: Sequence[Tensor], num_classes: int) -> nn.Module:

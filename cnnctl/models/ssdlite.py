@@ -96,13 +96,7 @@ class SSDLite(SingleShot):
         sides = _sides(min(size))
         count = len(sides)
         shapes = default_shapes([*spread(count, scale_min, scale_max)[:-1], 1.0], [_RATIOS] * count)
-        rules = Rules(
-            negatives=negatives,
-            score=score,
-            overlap=overlap,
-            candidates=candidates,
-            detections=detections,
-        )
+        rules = Rules(0.5, negatives, score, overlap, candidates, detections)
         backbone, head = _network(
             in_channels, num_classes, reduced_tail, backbone_weights, len(shapes[0]), sides
         )

@@ -304,6 +304,19 @@ def test_published_weights_load_by_the_names_of_classes(monkeypatch):
         SSDVGG(3, 4, (300, 300), scale_first=0.1, weights="COCO_V1")
 
 
+@pytest.mark.parametrize(("size", "least"), [(64, 12), (150, 140), (300, 268), (512, 268)])
+def test_images_smaller_than_in_training_are_filled_up(size, least):
+    """To the smallest from which no map vanishes: one pixel less and a convolution refuses."""
+    with torch.device("meta"):
+        model = SSDVGG(1, K, (size, size))
+        small = model.features(torch.zeros(1, 1, 9, least + 30))
+        filled = model.features(torch.zeros(1, 1, least, least + 30))
+        assert small.defaults.shape == filled.defaults.shape
+        assert small.logits.shape == (1, len(filled.defaults), K + 1)
+        with pytest.raises(RuntimeError, match="Kernel size|Output size"):
+            model.backbone(torch.zeros(1, 1, least - 1, least + 30))
+
+
 def test_first_convolution_sees_what_it_was_trained_on():
     """Pixels from 0 to 255 less VGG's mean, or pixels as here: the same away from the border."""
     layer = torch.nn.Conv2d(3, 8, 3, padding=1)
