@@ -450,3 +450,23 @@ def test_every_real_box_is_what_pycocotools_reads():
             np.testing.assert_array_equal(found["area"].numpy(), areas)
             boxes, crowds = boxes + len(rows), crowds + int(found["crowd"].sum())
     assert (boxes, crowds) == (2084 + 1181, 19 + 14)
+
+
+def test_faults_are_the_same_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_index, "_LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    things = [thing(n, 70, 3, [1, 1, 5, 5], segmentation=[]) for n in range(2)]
+    things.append(thing(2, 70, 3, [1, 1, 5, 5], segmentation=OUTLINE))
+    file = write(tmp_path, "mine", content(1, *things))
+    place: Any = {"annotations": str(file), "images": str(tmp_path / "coco/mine")}
+    shares: Any = {"validation": 0.0, "test": 0.0}
+    fresh = COCOBoxes("train", **place, **shares)
+    cached = COCOBoxes("train", **place, **shares)
+    assert isinstance(cached.index.boxes, np.memmap)
+    assert cached.remarks() == fresh.remarks() != []
+    with pytest.raises(Faulty) as caught:
+        COCO("train", **place, **shares)
+    assert caught.value.faults == tuple(
+        f"{file}: annotations[{n}] (id {n}): segmentation: is an empty list, so it has no mask"
+        for n in range(2)
+    )
