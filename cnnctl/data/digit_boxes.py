@@ -19,7 +19,7 @@ class DigitBoxes(DigitScenes):
 
     fields = ("boxes",)
     classes = DigitScenes.classes[1:]
-    palette = DigitScenes.palette[1:]
+    palette = (DigitScenes.palette or ())[1:]
 
     def __init__(
         self,
