@@ -4,9 +4,10 @@ torchvision's, whose names of weights are kept so that the published ones load.
 
 Differs from the paper: a position is the upper left corner of its cell, not the middle; distances
 are ReLU's and not exponentials with a scale of each level; the score is the root of class times
-centre-ness. So has torchvision. Losses are divided by the positive positions of their own image, so
-that it does not matter which images are together in a batch. For images below 256 pixels P6 and P7
-are left out, and pyramid and head have 128 channels.
+centre-ness, and detections are above 0.2 of it, not above 0.05 of the class. So has torchvision.
+Losses are divided by the positive positions of their own image, so that it does not matter which
+images are together in a batch. For images below 256 pixels P6 and P7 are left out, and pyramid and
+head have 128 channels.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 A small network slides over every map and says of each anchor whether it holds an object and how to
 move it. Names of weights are torchvision's, so that published ones load.
+
+Differs from the paper: both losses are divided by the anchors that were sampled; in equation 1 the
+second is divided by the number of positions and multiplied by 10, which is about the same.
 """
 
 from __future__ import annotations

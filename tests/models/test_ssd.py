@@ -313,7 +313,7 @@ def test_images_smaller_than_in_training_are_filled_up(size, least):
         filled = model.features(torch.zeros(1, 1, least, least + 30))
         assert small.defaults.shape == filled.defaults.shape
         assert small.logits.shape == (1, len(filled.defaults), K + 1)
-        with pytest.raises(RuntimeError, match="Kernel size|Output size"):
+        with pytest.raises(RuntimeError, match=r"Kernel size|Output size"):
             model.backbone(torch.zeros(1, 1, least - 1, least + 30))
 
 
