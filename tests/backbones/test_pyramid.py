@@ -91,7 +91,8 @@ def test_frozen_norm_is_torchvisions_in_numbers():
     before = body.state_dict()
     frozen = freeze_norm(body).train()
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in frozen.modules())
-    assert sum(isinstance(layer, FrozenBatchNorm2d) for layer in frozen.modules()) == 20
+    norms = [layer for layer in frozen.modules() if isinstance(layer, FrozenBatchNorm2d)]
+    assert [layer.eps for layer in norms] == [1e-5] * 20
     after = frozen.state_dict()
     assert after.keys() == {key for key in before if not key.endswith("num_batches_tracked")}
     torch.testing.assert_close(frozen(pixels), expected, rtol=1e-4, atol=1e-4)

@@ -121,6 +121,15 @@ def test_anchors_across_the_border_do_not_count():
     assert everywhere[1].tolist() == [-1, -1, -1, -1, 0]
 
 
+def test_the_best_anchor_lies_inside():
+    """A box gets the anchor within the image that overlaps it most, though a crossing one does
+    more."""
+    places = torch.tensor([[-2.0, 0, 8, 10], [0, 0, 5, 5], [60, 0, 70, 10]])
+    truth = truth_of([[0, 0, 8, 10]])
+    matched = network(inside=True).matched(places, images_of((80, 80)), truth)
+    assert matched.tolist() == [[-2, 0, -1]]
+
+
 def test_half_of_the_sample_are_objects():
     """Of as many objects as there are; background fills the rest."""
     torch.manual_seed(0)

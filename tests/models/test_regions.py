@@ -156,3 +156,12 @@ def test_names_of_regions(own):
     assert found.boxes[0, order].tolist() == [first, [50, 10, 64, 30]]
     assert found.boxes[1, 0].tolist() == [15, 10, 25, 20]
     torch.testing.assert_close(found.scores[0], torch.ones(2))
+
+
+def test_regions_without_area_have_no_name():
+    boxes = torch.tensor([[[10.0, 10, 20, 20], [64, 10, 80, 30]]])  # one lies beyond the image
+    images = Images(torch.zeros(1, 3, 64, 64), [(64, 64)], [(64, 64)])
+    logits, deltas = torch.tensor([[9.0, 0]] * 2), torch.zeros(2, 1, 4)
+    there = torch.ones(1, 2, dtype=torch.bool)
+    found = named_regions(logits, deltas, boxes, there, images, score=0.5, overlap=0.5, most=5)
+    assert found.boxes.tolist() == [[[10, 10, 20, 20]]]
