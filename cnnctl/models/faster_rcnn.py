@@ -131,11 +131,13 @@ class FasterRCNN(DetectionModel):
         self.score, self.overlap, self.most = score, overlap, detections
         self.backbone = Pyramid(backbone, width=numbers.width, frozen_norm=frozen_norm)
         self._multiple = backbone.strides["c5"]
+        kept = (numbers.proposals_train, numbers.proposals_test)
         self.rpn = RegionProposals(
             numbers.width,
             [(numbers.anchor_scale * stride,) for stride in self.backbone.strides.values()],
             ratios,
-            ProposalSettings(after=(numbers.proposals_train, numbers.proposals_test)),
+            # Suppression takes the square of how many are compared: where few are kept, few are.
+            ProposalSettings(before=(min(2000, 2 * kept[0]), min(1000, 2 * kept[1])), after=kept),
         )
         self.roi_heads = _RegionHead(numbers.width, numbers.hidden, num_classes)
         if weights is not None:
