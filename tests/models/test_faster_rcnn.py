@@ -83,6 +83,8 @@ def pair() -> tuple[FasterRCNN, Any]:
         box_predictor=FastRCNNPredictor(24, 8),
         rpn_batch_size_per_image=ALL,
         box_batch_size_per_image=ALL,
+        rpn_pre_nms_top_n_train=400,  # twice those kept, which is what ours compares
+        rpn_pre_nms_top_n_test=200,
         rpn_post_nms_top_n_train=200,
         rpn_post_nms_top_n_test=100,
     )
