@@ -49,7 +49,7 @@ def detect(shown: float = 0.5) -> Task:
 def _found(
     predictions: Predictions, classes: Sequence[str], top: int, shown: float
 ) -> list[Description]:
-    """The detections of each image with a score of ``shown``, and of each class the count."""
+    """The detections of each image that have a score of ``shown`` at least, the likeliest first."""
     assert predictions.boxes is not None
     assert predictions.scores is not None
     assert predictions.labels is not None
