@@ -17,6 +17,9 @@ NOTE_EVERY = 20.0  # seconds between two plain lines within an epoch
 SLOW = 1.5  # seconds from which on a short task gets a bar
 
 
+WIDE = 160  # columns of a table that goes into a file or a pipe: nothing is cut off
+
+
 class _Rich(RichConsole):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich itself would end the process
@@ -27,6 +30,8 @@ class Console:
 
     def __init__(self, quiet: bool = False) -> None:
         self.rich = _Rich(quiet=quiet, soft_wrap=True, highlight=False)
+        if not self.rich.is_terminal and "COLUMNS" not in os.environ:
+            self.rich.width = WIDE
         self.terminal = self.rich.is_terminal and not self.rich.is_dumb_terminal
         self._bars: Progress | None = None
 
