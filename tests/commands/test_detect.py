@@ -120,7 +120,8 @@ def test_the_data_is_checked_and_shown(command, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "data-digit_scenes-train.png").is_file()
 
 
-def test_own_boxes_are_checked(box_folder, command, capsys):
+def test_own_boxes_are_checked(box_folder, command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert command("data", "check", "task=detect", "data=boxes", f"data.root={box_folder}") == 0
     assert "all whole" in capsys.readouterr().out
 
