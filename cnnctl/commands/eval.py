@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnctl import build, compose
 from cnnctl.commands import eval_predictions
 from cnnctl.commands.speed import Speed, measured
+from cnnctl.data.base import Dataset
 from cnnctl.data.part import Part
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
@@ -142,18 +143,7 @@ def score(
     """
     task, trainer = build.task(config), build.trainer(config)
     by_heart = None if split == "test" else trainer.learn_by_heart
-    data = build.dataset(config, split if by_heart is None else "train")
-    if by_heart is not None:
-        data = Part(data, by_heart)
-    if list(data.classes) != state["classes"]:
-        raise UserError(
-            f"the data has classes {list(data.classes)}, the checkpoint {state['classes']}",
-            field="data",
-            code=Exit.DATA,
-        )
-    if not len(data):
-        raise UserError(f"the {split} split has no images", field="split", code=Exit.DATA)
-    data.mean, data.std = tuple(state["mean"]), tuple(state["std"])  # what the weights expect
+    data = _data(config, state, split, by_heart)
     augmentation = build.augmentation(config, data)
     model = load(config, state, data, augmentation.size)
     machine.place(model)
@@ -190,6 +180,23 @@ def score(
         task.tables(evaluator),
         None if results is None else lambda: results(evaluator, data),
     )
+
+
+def _data(config: DictConfig, state: State, split: str, by_heart: int | None) -> Dataset:
+    """What is scored, with the mean and deviation that the weights expect."""
+    data = build.dataset(config, split if by_heart is None else "train")
+    if by_heart is not None:
+        data = Part(data, by_heart)
+    if list(data.classes) != state["classes"]:
+        raise UserError(
+            f"the data has classes {list(data.classes)}, the checkpoint {state['classes']}",
+            field="data",
+            code=Exit.DATA,
+        )
+    if not len(data):
+        raise UserError(f"the {split} split has no images", field="split", code=Exit.DATA)
+    data.mean, data.std = tuple(state["mean"]), tuple(state["std"])
+    return data
 
 
 def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> Any:
