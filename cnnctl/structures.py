@@ -45,6 +45,11 @@ class Targets:
     crowd: Tensor | None = None  # (N, R) bool: a group that is not told apart (COCO)
     difficult: Tensor | None = None  # (N, R) bool: neither demanded nor penalised (VOC)
     area: Tensor | None = None  # (N, R) original pixels of the object, not of its box
+    frames: Tensor | None = None  # (N, R, 4) where the crop of a mask lies, see ops/masks.py
+    crops: Tensor | None = None  # (N, R, 3) int64 of each mask: first byte, height, width
+    bits: Tensor | None = None  # (N, L) uint8 that hold the crops of an image
+    void_frame: Tensor | None = None  # (N, 4) the frame of what belongs to no object (VOC)
+    void_crop: Tensor | None = None  # (N, 3) int64, likewise
 
 
 @dataclass
@@ -56,6 +61,7 @@ class Predictions:
     boxes: Tensor | None = None  # (N, D, 4) in original pixels, the most likely first
     scores: Tensor | None = None  # (N, D) 0..1
     labels: Tensor | None = None  # (N, D) int64 class of each box, -1 where an image has fewer
+    masks: list[list[bytes]] | None = None  # of each image's boxes, COCO's compressed run lengths
 
     def rows(self, chosen: slice) -> Predictions:
         """A copy of some rows, which does not hold on to the rest."""
@@ -119,8 +125,8 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
     """(index, image (C, h, w) uint8, target) of each sample -> a zero-padded batch.
 
     A target's integers and scalars become one column, and so do its maps of pixels (``mask``,
-    ``pixel_weight``) and what it has of each box, padded. ``original`` in a target is the (h, w)
-    before any resize.
+    ``pixel_weight``), what it has of each box, and its bits, padded. ``original`` in a target is
+    the (h, w) before any resize.
     """
     sizes = [(image.shape[-2], image.shape[-1]) for _, image, _ in samples]
     pixels = _stacked([image for _, image, _ in samples], 0)
@@ -129,8 +135,11 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
         values = [target[name] for _, _, target in samples]
         if name in _OUTSIDE:
             columns[name] = _stacked(values, _OUTSIDE[name])
-        elif name in NO_BOX:
-            columns[name] = pad_sequence(values, batch_first=True, padding_value=NO_BOX[name])
+        elif name in NO_BOX or name == "bits":
+            nothing = NO_BOX.get(name, 0)
+            columns[name] = pad_sequence(values, batch_first=True, padding_value=nothing)
+        elif isinstance(values[0], Tensor) and values[0].ndim:
+            columns[name] = torch.stack(values)
         else:
             columns[name] = torch.tensor(values)
     originals = [
@@ -141,7 +150,10 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
 
 
 # What a column of boxes has in the rows that an image does not fill.
-NO_BOX = {"boxes": 0, "labels": -1, "crowd": False, "difficult": False, "area": 0}
+NO_BOX = {
+    **{"boxes": 0, "labels": -1, "crowd": False, "difficult": False, "area": 0},
+    **{"frames": 0, "crops": 0},
+}
 _OUTSIDE = {"mask": IGNORE, "pixel_weight": 0}  # what a map has where there is no image
 
 
