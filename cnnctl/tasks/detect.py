@@ -37,16 +37,16 @@ def detect(shown: float = 0.5) -> Task:
         line=("coco_ap", "coco_ap50", "voc07_map"),
         draw_batch=box_pictures.draw_batch,
         draw_evaluation=box_pictures.draw_evaluation,
-        describe=lambda predictions, classes, top: _found(predictions, classes, top, shown),
+        describe=lambda predictions, classes, top: found(predictions, classes, top, shown),
         annotate=box_pictures.annotated,
-        headline=_most_likely,
+        headline=most_likely,
         table=best_and_worst_class,
-        tables=_tables,
-        results=_results,
+        tables=tables,
+        results=results,
     )
 
 
-def _found(
+def found(
     predictions: Predictions, classes: Sequence[str], top: int, shown: float
 ) -> list[Description]:
     """The detections of each image that have a score of ``shown`` at least, the likeliest first."""
@@ -65,7 +65,7 @@ def _found(
     return described
 
 
-def _most_likely(said: Description) -> str:
+def most_likely(said: Description) -> str:
     if not said["detections"]:
         return "nothing"
     listed = ", ".join(f"{row['class']} {pictures.percent(row['score'])}" for row in said["top"])
@@ -73,7 +73,7 @@ def _most_likely(said: Description) -> str:
     return f"{listed} and {more} more" if more else listed
 
 
-def _tables(evaluator: DetectionEvaluator) -> list[Table]:
+def tables(evaluator: DetectionEvaluator) -> list[Table]:
     """What each class reaches, and what is wrong with the detections."""
     details = evaluator.details()
     protocols = {
@@ -95,6 +95,6 @@ def _tables(evaluator: DetectionEvaluator) -> list[Table]:
     ]
 
 
-def _results(evaluator: DetectionEvaluator, data: Dataset) -> list[dict[str, Any]]:
+def results(evaluator: DetectionEvaluator, data: Dataset) -> list[dict[str, Any]]:
     images, categories = ids_of(data)
     return evaluator.results(categories.tolist(), images.tolist())
