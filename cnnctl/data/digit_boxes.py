@@ -42,6 +42,7 @@ class DigitBoxes(DigitScenes):
         order = (labels < 0).int().argsort(dim=1, stable=True)
         self._boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
         self._labels, self._visible = labels.gather(1, order), visible.gather(1, order).float()
+        self._numbers = order + 1  # of each row in ``scenes.instances``
 
     def columns(self) -> dict[str, Tensor]:
         """Padded: boxes (M, D, 4), labels (M, D) with -1 where there is none, and so on."""

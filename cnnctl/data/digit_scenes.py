@@ -130,11 +130,15 @@ class DigitScenes(ArrayDataset):
 
     @classmethod
     def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
-        if fields != ("boxes",):
-            return super().serving(fields)
-        from cnnctl.data.digit_boxes import DigitBoxes
+        if fields == ("boxes",):
+            from cnnctl.data.digit_boxes import DigitBoxes
 
-        return DigitBoxes
+            return DigitBoxes
+        if fields == ("boxes", "masks"):
+            from cnnctl.data.digit_masks import DigitMasks
+
+            return DigitMasks
+        return super().serving(fields)
 
     @classmethod
     def home(cls, root: str | None) -> Path | None:
