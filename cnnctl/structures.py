@@ -62,6 +62,7 @@ class Predictions:
     scores: Tensor | None = None  # (N, D) 0..1
     labels: Tensor | None = None  # (N, D) int64 class of each box, -1 where an image has fewer
     masks: list[list[bytes]] | None = None  # of each image's boxes, COCO's compressed run lengths
+    sizes: list[tuple[int, int]] | None = None  # (h, w) of each image that the masks are of
 
     def rows(self, chosen: slice) -> Predictions:
         """A copy of some rows, which does not hold on to the rest."""
