@@ -48,6 +48,8 @@ class Targets:
     frames: Tensor | None = None  # (N, R, 4) where the crop of a mask lies, see ops/masks.py
     crops: Tensor | None = None  # (N, R, 3) int64 of each mask: first byte, height, width
     bits: Tensor | None = None  # (N, L) uint8 that hold the crops of an image
+    keypoints: Tensor | None = None  # (N, R, J, 3) x, y, visibility: 0 none, 1 hidden, 2 seen
+    swap: Tensor | None = None  # (N, J) int64 which point each point of a mirror image is
     void_frame: Tensor | None = None  # (N, 4) the frame of what belongs to no object (VOC)
     void_crop: Tensor | None = None  # (N, 3) int64, likewise
 
@@ -61,6 +63,7 @@ class Predictions:
     boxes: Tensor | None = None  # (N, D, 4) in original pixels, the most likely first
     scores: Tensor | None = None  # (N, D) 0..1
     labels: Tensor | None = None  # (N, D) int64 class of each box, -1 where an image has fewer
+    keypoints: Tensor | None = None  # (N, D, J, 3) x, y in original pixels, and a score
     masks: list[list[bytes]] | None = None  # of each image's boxes, COCO's compressed run lengths
     sizes: list[tuple[int, int]] | None = None  # (h, w) of each image that the masks are of
 
@@ -153,7 +156,7 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
 # What a column of boxes has in the rows that an image does not fill.
 NO_BOX = {
     **{"boxes": 0, "labels": -1, "crowd": False, "difficult": False, "area": 0},
-    **{"frames": 0, "crops": 0},
+    **{"frames": 0, "crops": 0, "keypoints": 0},
 }
 _OUTSIDE = {"mask": IGNORE, "pixel_weight": 0}  # what a map has where there is no image
 
