@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "help": set(),
     "ops": BASE,
     "metrics": BASE,
-    "data": BASE,
+    "data": BASE | {"ops"},
     "backbones": BASE | {"ops"},
     "models.base": BASE | {"ops"},
     "models": BASE | {"ops", "backbones", "models.base"},

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _FORMATS = ("PNG", "BMP", "TIFF")  # GIF not: what writes it renumbers the palette
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3  # PNG's colour types; 4 and 6 have alpha
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes of grey with 16 bits and more
 _STRETCHED = {2: 85, 4: 17}  # bits of grey -> what Pillow multiplies the value with
 
 
@@ -46,6 +47,15 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
         UserError: the file is absent, damaged, no lossless image, or of colours (code 3).
     """
     return _read(path, _indices)
+
+
+def read_numbers(path: str | os.PathLike[str]) -> Tensor:
+    """As ``read_mask``, but of up to 16 bits a pixel (of a TIFF 32): the numbers of instances.
+
+    Returns:
+        (h, w) uint8 of a file with 8 bits, int32 of one with more.
+    """
+    return _read(path, _numbers, deep=True)
 
 
 def read_colours(path: str | os.PathLike[str]) -> Tensor:
@@ -87,15 +97,22 @@ def write_mask(path: str | os.PathLike[str], mask: Tensor, palette: Sequence[Col
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: str | os.PathLike[str], take: Callable[[bytearray, Image], np.ndarray]) -> Tensor:
+_Take = Callable[[bytearray, "Image"], np.ndarray]
+
+
+def _read(path: str | os.PathLike[str], take: _Take, *, deep: bool = False) -> Tensor:
     try:
-        return torch.from_numpy(_decode(file_bytes(path), take))
+        return torch.from_numpy(_decode(file_bytes(path), take, deep))
     except ValueError as error:
         raise UserError(str(error), file=printable(path), code=Exit.DATA) from None
 
 
-def _decode(raw: bytearray, take: Callable[[bytearray, Image], np.ndarray]) -> np.ndarray:
-    """``take`` of the opened image; raises ValueError saying what is wrong with the bytes."""
+def _decode(raw: bytearray, take: _Take, deep: bool) -> np.ndarray:
+    """``take`` of the opened image; raises ValueError saying what is wrong with the bytes.
+
+    Args:
+        deep: more than 8 bits a pixel are wanted too.
+    """
     if raw.startswith(_PNG):
         _check_png(raw)
     image = open_image(raw)
@@ -104,7 +121,7 @@ def _decode(raw: bytearray, take: Callable[[bytearray, Image], np.ndarray]) -> n
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         raise ValueError(f"is too large: {size} is more than {MAX_PIXELS:,} pixels")
-    _check_mode(raw, image)
+    _check_mode(raw, image, deep)
     try:
         turned = orientation(image) != 1
         image.load()
@@ -134,15 +151,19 @@ def _check_png(raw: bytearray) -> None:
     raise ValueError(f"is cut off: {len(raw):,} bytes without an end of the PNG")
 
 
-def _check_mode(raw: bytearray, image: Image) -> None:
+def _check_mode(raw: bytearray, image: Image, deep: bool) -> None:
     """Refuse what holds no class numbers and no colours."""
     mode = image.mode
     if image.format == "PNG":
         depth, kind = raw[24], raw[25]
-        if depth == 16:
+        if depth == 16 and not deep:
             raise ValueError("has 16 bits a channel, a mask has 8: classes are 0 to 254")
         if kind not in (_GREY, _RGB, _PALETTE):
             raise ValueError("has an alpha channel, which a mask has not: save it without")
+    elif deep and mode == "F":
+        raise ValueError("holds floating-point numbers where whole ones were expected")
+    elif deep and mode in _DEEP:
+        return
     elif mode not in ("1", "L", "P", "RGB"):
         raise ValueError(f"is {image.format} of mode {mode}, a mask is 8-bit grey, palette or RGB")
 
@@ -154,6 +175,21 @@ def _indices(raw: bytearray, image: Image) -> np.ndarray:
     values = np.array(image, dtype=np.uint8)  # of 1 bit: False and True become 0 and 1
     if image.format == "PNG" and raw[25] == _GREY and raw[24] in _STRETCHED:
         values //= _STRETCHED[raw[24]]
+    return values
+
+
+def _numbers(raw: bytearray, image: Image) -> np.ndarray:
+    """(h, w) uint8, or int32 where it has more than 8 bits."""
+    if image.mode == "RGB":
+        raise ValueError(
+            "is of colours where numbers of instances (a palette or grey PNG, 8 or 16 bits) were "
+            "expected"
+        )
+    if image.mode not in _DEEP:
+        return _indices(raw, image)
+    values = np.array(image).astype(np.int32)
+    if values.min() < 0:
+        raise ValueError(f"holds the number {values.min()}: an instance's is above 0")
     return values
 
 

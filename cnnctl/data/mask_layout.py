@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from cnnctl.data.mask_pairs import files_in
 from cnnctl.data.palette import Colour
 from cnnctl.errors import Exit, UserError
 
-IMAGES = ("images", "image", "imgs", "img", "JPEGImages")
+IMAGES = ("images", "image", "imgs", "img", "JPEGImages", "PNGImages")
 MASKS = ("masks", "mask", "labels", "label", "annotations", "SegmentationClass")
 PARTS = {
     "train": ("train", "training"),
@@ -38,22 +40,25 @@ class _Lacking(UserError):
     """Images without a folder of masks, or the reverse."""
 
 
-def find_folders(root: Path) -> Layout:
+def find_folders(root: Path, masks: tuple[str, ...] = MASKS) -> Layout:
     """``root/train/images``, ``root/images/train`` or ``root/images``, with their masks.
 
     A test part without masks is none: ``no_test`` says so to who asks for it.
+
+    Args:
+        masks: what a folder of masks can be called.
 
     Raises:
         UserError: there are none, a part has only one of the two, or it is not clear which they are
             (code 3).
     """
     parts = {part: f for part, names in PARTS.items() if (f := _below(root, names))}
-    if any(part != "test" and _kinds(f) != ([], []) for part, f in parts.items()):
-        return _parts_of_pairs(root, parts)
+    if any(part != "test" and _kinds(f, masks) != ([], []) for part, f in parts.items()):
+        return _parts_of_pairs(root, parts, masks)
     with suppress(_Lacking):
-        if "test" in parts and _pair(parts["test"]):
-            return _parts_of_pairs(root, parts)
-    pair = _pair(root)
+        if "test" in parts and _pair(parts["test"], masks):
+            return _parts_of_pairs(root, parts, masks)
+    pair = _pair(root, masks)
     if pair is None:
         raise _error(root, f"has {_NEITHER}", _ADVICE)
     for part in ("train", "val"):
@@ -69,12 +74,12 @@ _ADVICE = (
 )
 
 
-def _parts_of_pairs(root: Path, parts: dict[str, Path]) -> Layout:
+def _parts_of_pairs(root: Path, parts: dict[str, Path], masks: tuple[str, ...]) -> Layout:
     """``root/train/images`` with ``root/train/masks``."""
     pairs, no_test = {}, Layout.no_test
     for part, folder in parts.items():
         try:
-            pair = _pair(folder)
+            pair = _pair(folder, masks)
             if pair is None:
                 raise _lacking(folder, f"has {_NEITHER}")
             pairs[part] = pair
@@ -82,7 +87,7 @@ def _parts_of_pairs(root: Path, parts: dict[str, Path]) -> Layout:
             if part != "test":
                 raise
             no_test = f"{folder.name}/ {lacking.problem}"
-    beside = [(folder, len(images_below(folder))) for folder in _kinds(root)[0]]
+    beside = [(folder, len(images_below(folder))) for folder in _kinds(root, masks)[0]]
     return _divided(root, pairs, no_test, beside)
 
 
@@ -135,21 +140,21 @@ def _below(folder: Path, names: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def _kinds(folder: Path) -> tuple[list[Path], list[Path]]:
+def _kinds(folder: Path, masks: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     """What can be a folder of images, and what one of masks."""
-    images, masks = (
-        [folder / name for name in names if (folder / name).is_dir()] for names in (IMAGES, MASKS)
+    found, others = (
+        [folder / name for name in names if (folder / name).is_dir()] for names in (IMAGES, masks)
     )
-    return images, masks
+    return found, others
 
 
 def _both(paths: list[Path]) -> str:
     return " and ".join(f"{path.name}/" for path in paths)
 
 
-def _pair(folder: Path) -> Pair | None:
+def _pair(folder: Path, names: tuple[str, ...]) -> Pair | None:
     """The folders of images and of masks in ``folder``; None where neither is there."""
-    images, masks = _kinds(folder)
+    images, masks = _kinds(folder, names)
     for found, kind in ((images, "images"), (masks, "masks")):
         if len(found) > 1:
             problem = f"has {_both(found)}: which of them holds the {kind}?"
@@ -163,16 +168,20 @@ def _pair(folder: Path) -> Pair | None:
     return images[0], masks[0]
 
 
-def match(folders: Pair, suffix: str = "") -> list[Pair]:
+def match(folders: Pair, suffix: str | None = "") -> list[Pair]:
     """(image, mask) of every sample, in the order of their names.
 
-    A mask has its image's name (in the same sub-folder), then ``suffix``, then any extension.
+    A mask has its image's name (in the same sub-folder), then ``suffix``, then any extension. Where
+    that is None, it is what most of the masks have there.
 
     Raises:
         UserError: an image without a mask or a mask without an image, two files for one name, or no
             images at all (code 3).
     """
-    images, masks = _by_name(folders[0], ""), _by_name(folders[1], suffix)
+    images = _by_name(folders[0], "")
+    if suffix is None:
+        suffix = _told_suffix(images.keys(), folders[1])
+    masks = _by_name(folders[1], suffix)
     if not images:
         raise _error(folders[0], "holds no images", f"names end in {' '.join(EXTENSIONS)}")
     if alone := [images[name] for name in images if name not in masks]:
@@ -183,6 +192,17 @@ def match(folders: Pair, suffix: str = "") -> list[Pair]:
         raise _error(alone[0], f"mask without an image{_more(alone)} in {printable(folders[0])}",
                      "add the image, or move the mask away")  # fmt: skip
     return [(images[name], masks[name]) for name in images]
+
+
+def _told_suffix(images: Collection[str], masks: Path) -> str:
+    """What most of the masks have behind the longest name of an image that theirs begins with."""
+    found = Counter[str]()
+    for path in images_below(masks):
+        name = str(path.relative_to(masks).with_suffix(""))
+        ends = range(len(name), 0, -1)
+        if (end := next((end for end in ends if name[:end] in images), None)) is not None:
+            found[name[end:]] += 1
+    return found.most_common(1)[0][0] if found else ""
 
 
 def _more(alone: list[Path]) -> str:

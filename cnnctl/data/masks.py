@@ -82,7 +82,7 @@ class Masks(MaskPairs, OwnFolder):
         layout = find_folders(self.root)
         self._remarks = layout.remarks if split == "train" else []
         shares = {"val": validation, "test": test}
-        pairs = _samples(self.root, layout, split, shares, mask_suffix)
+        pairs = divided_pairs(self.root, layout, split, shares, mask_suffix)
         self.images = Paths(self.root, ((image, _size(image)) for image, _ in pairs))
         self.masks = Paths(self.root, ((mask, _size(mask)) for _, mask in pairs))
         if values is None and void == IGNORE and isinstance(self._table, Values):
@@ -169,10 +169,15 @@ class Masks(MaskPairs, OwnFolder):
         return "nothing to fetch: data=masks is your own, images/ and masks/ at data.root"
 
 
-def _samples(
-    root: Path, layout: Layout, split: str, shares: dict[str, float], suffix: str
+def divided_pairs(
+    root: Path, layout: Layout, split: str, shares: dict[str, float], suffix: str | None
 ) -> list[tuple[Path, Path]]:
-    """The images and masks of ``split``: of its own folders, or a share of others'."""
+    """The images and masks of ``split``: of its own folders, or a share of others'.
+
+    Args:
+        shares: of ``val`` and ``test``, where they have no folders.
+        suffix: as ``match``.
+    """
     folders = layout.pairs
     if "" in folders:
         return _part(root, match(folders[""], suffix), split, shares)

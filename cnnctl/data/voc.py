@@ -102,9 +102,13 @@ class VOC(MaskPairs):
 
     @classmethod
     def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
-        """A class for each pixel here; boxes are another list of images with files of their own."""
+        """A class for each pixel here; instances have maps, boxes a list of images of their own."""
         if set(fields) <= set(cls.fields):
             return cls
+        if "masks" in fields:
+            from cnnctl.data.voc_instances import VOCInstances
+
+            return VOCInstances.serving(fields)
         from cnnctl.data.voc_boxes import VOCBoxes
 
         return VOCBoxes.serving(fields)
