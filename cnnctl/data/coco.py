@@ -72,12 +72,16 @@ class COCO(COCOSplit):
 
     @classmethod
     def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
-        """Masks, or boxes; both are made of the same file."""
-        if fields != ("boxes",):
-            return super().serving(fields)
-        from cnnctl.data.coco_boxes import COCOBoxes
+        """Maps of classes, boxes, or boxes with masks; all are made of the same file."""
+        if fields == ("boxes",):
+            from cnnctl.data.coco_boxes import COCOBoxes
 
-        return COCOBoxes
+            return COCOBoxes
+        if fields == ("boxes", "masks"):
+            from cnnctl.data.coco_masks import COCOMasks
+
+            return COCOMasks
+        return super().serving(fields)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         return self.image(index), {"mask": self.mask(index)}

@@ -6,6 +6,7 @@ will do: one's own too, with its own categories, and without outlines.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -118,7 +119,7 @@ class COCOBoxes(COCOSplit):
         corners = self.index.boxes[rows].clip(0)
         boxes = np.minimum(corners, np.stack((w, h, w, h), 1))
         labels = self.table[self.index.categories[rows]]
-        kept = (labels >= 0) & (boxes[:, 2] > boxes[:, 0])
+        kept = (labels >= 0) & self.usable(rows)
         return {
             "image": image[kept],
             "boxes": boxes[kept],
@@ -127,6 +128,11 @@ class COCOBoxes(COCOSplit):
             "difficult": np.zeros(int(kept.sum()), bool),
             "area": self.index.areas[rows][kept],
         }
+
+    def usable(self, rows: np.ndarray | slice) -> np.ndarray:
+        """(A,) bool: do annotations of the index have what is to be learned? Others are left out."""
+        boxes = self.index.boxes[rows]
+        return boxes[:, 2] > boxes[:, 0]
 
     def class_counts(self) -> list[int]:
         """Images that show each class, more than in a crowd."""
@@ -147,23 +153,32 @@ class COCOBoxes(COCOSplit):
             (own & flat, "left out: no height or no width"),
             (own & odd, "with an area larger than the box, or 0 (COCO's small, medium and large)"),
         )
-        lines = [
-            f"{int(rows.sum()):,} box(es) {what}: annotation {index.annotation_ids[rows.argmax()]}"
+        lines = self.counted(((rows, f"box(es) {what}") for rows, what in found))
+        return lines + self.outline_remarks(own)
+
+    def counted(self, found: Iterable[tuple[np.ndarray, str]]) -> list[str]:
+        """A sentence on each kind of annotations, (A,) bool, of which there are some."""
+        ids = self.index.annotation_ids
+        return [
+            f"{int(rows.sum()):,} {what}: annotation {ids[rows.argmax()]}"
             for rows, what in found
             if rows.any()
         ]
-        outlines = index.unfit["segmentation"]
-        if 0 < outlines.count < len(own):  # all: a file of boxes alone
-            record, problem = outlines.rows[0]
-            lines.append(
-                f"{outlines.count:,} annotation(s) without an outline that can be drawn, which "
-                f"boxes do not need: {record}: {problem}"
-            )
-        return lines
+
+    def outline_remarks(self, own: np.ndarray) -> list[str]:
+        """On the outlines of the annotations ``own`` (A,) bool."""
+        outlines = self.index.unfit["segmentation"]
+        if not 0 < outlines.count < len(own):  # all: a file of boxes alone
+            return []
+        record, problem = outlines.rows[0]
+        return [
+            f"{outlines.count:,} annotation(s) without an outline that can be drawn, which "
+            f"boxes do not need: {record}: {problem}"
+        ]
 
     def _labels(self) -> np.ndarray:
         """(A,) class of each annotation of the file; -1 for crowds and what is left out."""
-        kept = ~self.index.crowds & (self.index.boxes[:, 2] > 0)
+        kept = ~self.index.crowds & self.usable(slice(None))
         return np.where(kept, self.table[self.index.categories], -1)
 
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -114,7 +114,7 @@ def _build(file: Path, place: Path | None, uses: tuple[Use, ...]) -> Index:
     with _alone(place) if place else contextlib.nullcontext():
         if (index := _load(place)) is not None:
             return index
-        with _told(file) if place else contextlib.nullcontext():
+        with _told("reading", file) if place else contextlib.nullcontext():
             raw = file.read_bytes()
             records = read_records(file, raw)
             together(records.faults, *(records.unfit[use] for use in uses)).tell(file)
@@ -136,13 +136,43 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(file: Path) -> Iterator[None]:
+def _told(doing: str, file: Path) -> Iterator[None]:
     """Say what takes so long; it is done once, before a run has a console."""
     size = f"{file.stat().st_size / 1e6:,.0f} MB"
-    print(f"reading {printable(file)} ({size}), once ...", file=sys.stderr, flush=True)
+    print(f"{doing} {printable(file)} ({size}), once ...", file=sys.stderr, flush=True)
     started = time.perf_counter()
     yield
-    print(f"read in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    print(f"done in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def derived(file: Path, name: str, doing: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that is made of the index of ``file`` and kept beside it where the file is large.
+
+    Args:
+        name: of the array; another one where it is made in another way.
+        doing: what is done, in a word or some, where that takes long.
+        make: one process does, and others wait for it.
+    """
+    status = file.stat()
+    if status.st_size < _LARGE:
+        return make()
+    place = _cache(file, status)
+    place = place.with_name(f"{place.name}.{name}.npy")
+    with _alone(place):
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            return np.load(place, mmap_mode="r")
+        with _told(doing, file):
+            array = make()
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no fault
+            try:
+                with open(temporary, "xb") as out:
+                    np.save(out, array)
+                    _sync(out)
+                os.replace(temporary, place)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return array
 
 
 def make_index(records: Records, digest: str) -> Index:
