@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cnnctl.models.base import Losses, Model
 from cnnctl.ops.boxes import Detections, clip
+from cnnctl.ops.masks import Masks
 from cnnctl.structures import Images, Predictions, Targets
 
 
@@ -22,10 +23,17 @@ class Truth:
     Args:
         boxes: (N, R, 4).
         labels: (N, R) int64, -1 where there is no box.
+        masks: of the same rows; None where the data has none.
     """
 
     boxes: Tensor
     labels: Tensor
+    masks: Masks | None = None
+
+    def at(self, rows: Tensor | slice) -> Truth:
+        """That of some images."""
+        masks = self.masks.at(rows) if self.masks is not None else None
+        return Truth(self.boxes[rows], self.labels[rows], masks)
 
 
 class DetectionModel(Model):
@@ -80,13 +88,25 @@ class DetectionModel(Model):
         for rows, part in _of_one_size(images):
             features = self.features(part.pixels)
             if truth is not None:
-                own = Truth(truth.boxes[rows], truth.labels[rows])
-                for name, loss in self.losses(features, part, own).items():
+                for name, loss in self.losses(features, part, truth.at(rows)).items():
                     share = loss * (len(part) / len(images))
                     total[name] = total[name] + share if name in total else share
             if detect:
                 found.append((rows, self.detect(features, part)))
-        return total, _in_original_pixels(found, images) if detect else Predictions()
+        return total, self.in_original_pixels(found, images) if detect else Predictions()
+
+    def in_original_pixels(
+        self, found: Sequence[tuple[Tensor | slice, Detections]], images: Images
+    ) -> Predictions:
+        """What ``detect`` said of some rows of ``images`` each, together. A network that says more
+        than boxes extends it, and brings its own columns together by ``in_order``."""
+        boxes, scores, labels = (
+            in_order([(rows, getattr(part, name)) for rows, part in found], len(images), none)
+            for name, none in (("boxes", 0), ("scores", 0), ("labels", -1))
+        )
+        boxes = boxes * _factors(images.sizes, images.originals, boxes.device)
+        boxes = clip(boxes, torch.tensor(images.originals, device=boxes.device))
+        return Predictions(boxes=boxes, scores=scores, labels=labels)
 
 
 def truth_of(images: Images, targets: Targets) -> Truth:
@@ -97,9 +117,24 @@ def truth_of(images: Images, targets: Targets) -> Truth:
     for column in (targets.crowd, targets.difficult):
         if column is not None:
             labels = labels.masked_fill(column, -1)
+    masks = _masks_of(targets)
     if images.sizes == images.originals:
-        return Truth(boxes, labels)
-    return Truth(boxes * _factors(images.originals, images.sizes, boxes.device), labels)
+        return Truth(boxes, labels, masks)
+    factors = _factors(images.originals, images.sizes, boxes.device)
+    if masks is not None:
+        masks.frames = masks.frames * factors
+        if masks.void_frame is not None:
+            masks.void_frame = masks.void_frame * factors[:, 0]
+    return Truth(boxes * factors, labels, masks)
+
+
+def _masks_of(targets: Targets) -> Masks | None:
+    if targets.frames is None:
+        return None
+    assert targets.bits is not None
+    assert targets.crops is not None
+    void = (targets.void_frame, targets.void_crop)
+    return Masks(targets.bits, targets.frames, targets.crops, *void)
 
 
 def _factors(
@@ -124,19 +159,14 @@ def _of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
         yield rows, Images(pixels, [(h, w)] * len(pixels), [(h, w)] * len(pixels))
 
 
-def _in_original_pixels(
-    found: Sequence[tuple[Tensor | slice, Detections]], images: Images
-) -> Predictions:
-    n, device = len(images), images.pixels.device
-    width = max(part.labels.shape[1] for _, part in found)
-    boxes = torch.zeros(n, width, 4, device=device)
-    scores = torch.zeros(n, width, device=device)
-    labels = torch.full((n, width), -1, device=device)
-    for rows, part in found:
-        count = part.labels.shape[1]
-        boxes[rows, :count] = part.boxes.float()
-        scores[rows, :count] = part.scores.float()
-        labels[rows, :count] = part.labels
-    boxes = boxes * _factors(images.sizes, images.originals, device)
-    boxes = clip(boxes, torch.tensor(images.originals, device=device))
-    return Predictions(boxes=boxes, scores=scores, labels=labels)
+def in_order(parts: Sequence[tuple[Tensor | slice, Tensor]], count: int, none: float = 0) -> Tensor:
+    """Columns (n, D, ...) of some rows each -> (count, D, ...), ``none`` where one has fewer than
+    the most; floats become float32."""
+    width = max(part.shape[1] for _, part in parts)
+    first = parts[0][1]
+    dtype = torch.float32 if first.is_floating_point() else first.dtype
+    shape = (count, width, *first.shape[2:])
+    whole = torch.full(shape, none, dtype=dtype, device=first.device)
+    for rows, part in parts:
+        whole[rows, : part.shape[1]] = part.to(dtype)
+    return whole

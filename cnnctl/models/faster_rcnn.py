@@ -10,7 +10,8 @@ ways, whose published weights load. ``faster_rcnn_c4`` is the first paper, witho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
 from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.models.region_proposals import ProposalSettings, RegionProposals
-from cnnctl.models.regions import in_a_row, named_regions, region_losses, sampled
+from cnnctl.models.regions import Regions, in_a_row, named_regions, region_losses, sampled
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.regions import pyramid_roi_align
@@ -116,13 +117,14 @@ class FasterRCNN(DetectionModel):
     ) -> None:
         super().__init__()
         usual = PAPER if weights is not None or min(size) >= SMALL else FEW_PIXELS
-        numbers = Numbers(
-            usual.width if width is None else width,
-            usual.hidden if hidden is None else hidden,
-            usual.regions if regions is None else regions,
-            usual.proposals_train if proposals_train is None else proposals_train,
-            usual.proposals_test if proposals_test is None else proposals_test,
-            usual.anchor_scale if anchor_scale is None else anchor_scale,
+        numbers = with_asked(
+            usual,
+            width=width,
+            hidden=hidden,
+            regions=regions,
+            proposals_train=proposals_train,
+            proposals_test=proposals_test,
+            anchor_scale=anchor_scale,
         )
         _require(numbers, ratios)
         require_counts(detections=detections)
@@ -148,11 +150,18 @@ class FasterRCNN(DetectionModel):
         return Features(self.backbone(pixels), (pixels.shape[2], pixels.shape[3]))
 
     def losses(self, features: Features, images: Images, truth: Truth) -> Losses:
+        return self.losses_and_regions(features, images, truth)[0]
+
+    def losses_and_regions(
+        self, features: Features, images: Images, truth: Truth
+    ) -> tuple[Losses, Regions]:
+        """The losses, and the regions that were trained on: for a branch that reads them too."""
         said = self.rpn(list(features.maps.values()), features.size)
         found = self.rpn.propose(said, images)
         regions = sampled(found.boxes, found.there, truth, self.num_classes, self.regions)
         logits, deltas = self._heads(features, regions.boxes, regions.image)
-        return {**self.rpn.losses(said, images, truth), **region_losses(logits, deltas, regions)}
+        losses = {**self.rpn.losses(said, images, truth), **region_losses(logits, deltas, regions)}
+        return losses, regions
 
     def detect(self, features: Features, images: Images) -> Detections:
         said = self.rpn(list(features.maps.values()), features.size)
@@ -181,11 +190,19 @@ class FasterRCNN(DetectionModel):
 
     def _heads(self, features: Features, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, K, 4) deltas."""
+        return self.roi_heads(self.pooled(features, boxes, image, BINS))
+
+    def pooled(self, features: Features, boxes: Tensor, image: Tensor, bins: int) -> Tensor:
+        """(B, width, bins, bins) of boxes (B, 4), each of the level that suits it."""
         levels = list(self.backbone.strides.items())[:4]  # the coarsest is for proposals only
         maps = [features.maps[name] for name, _ in levels]
         strides = [stride for _, stride in levels]
-        pooled = pyramid_roi_align(maps, strides, boxes, image, (BINS, BINS))
-        return self.roi_heads(pooled)
+        return pyramid_roi_align(maps, strides, boxes, image, (bins, bins))
+
+
+def with_asked(usual: Any, **asked: float | None) -> Any:
+    """``usual`` with what was asked for and is not None."""
+    return replace(usual, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _require(numbers: Numbers, ratios: tuple[float, ...]) -> None:
