@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from cnnctl.data.skeleton import Skeleton
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
 from cnnctl.structures import IGNORE
@@ -43,6 +44,7 @@ class Dataset(ABC):
     std: tuple[float, ...]
     size: tuple[int, int] | None = None  # (h, w) where all images agree
     mirror: bool = True  # does a mirror image keep its class? (digits do not)
+    skeleton: Skeleton | None = None  # what its keypoints are, where it has any
     shared_root: ClassVar[bool] = True  # may other data sets lie in the same ``data.root``?
     skipped: int = 0  # broken samples left out, where the user asked for that
 

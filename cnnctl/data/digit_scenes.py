@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnctl.data.base import SPLITS, ArrayDataset, Dataset
+from cnnctl.data.digit_rectangles import rectangles, turned
 from cnnctl.data.digits import Digits
 from cnnctl.randomness import Draw, key
 
@@ -35,11 +36,15 @@ class Scenes:
         instances: (M, S, S) uint8, 0 = background, n = the n-th digit of the scene; digits drawn
             later cover earlier ones.
         labels: (M, D) int64, the digit 0..9 of each instance, -1 where a scene has fewer.
+        placed: (M, D, 5) the tight rectangle around the ink of each before it was turned about its
+            centre and partly covered: x and y of the centre, width, height, and the angle that it
+            was turned by, clockwise in radians; without meaning where a scene has fewer.
     """
 
     pixels: Tensor
     instances: Tensor
     labels: Tensor
+    placed: Tensor
 
     def class_maps(self) -> Tensor:
         """(M, S, S) uint8: 0 background, 1 + digit elsewhere."""
@@ -138,6 +143,10 @@ class DigitScenes(ArrayDataset):
             from cnnctl.data.digit_masks import DigitMasks
 
             return DigitMasks
+        if fields == ("boxes", "keypoints"):
+            from cnnctl.data.digit_points import DigitPoints
+
+            return DigitPoints
         return super().serving(fields)
 
     @classmethod
@@ -160,24 +169,26 @@ def draw_scenes(
 ) -> Scenes:
     """``count`` scenes of ``side`` x ``side`` from the digits of one split."""
     glyphs = source.pixels.float() / 255  # (G, 1, 8, 8)
+    inked = rectangles(glyphs)
     textures = _textures(seed, split)
     parts = []
     for index in torch.arange(count).split(_CHUNK):
         draw = Draw(key(seed, "scenes"), SPLITS.index(split), index)
-        parts.append(_draw_chunk(glyphs, source.labels, textures, side, digits, scale, draw))
+        parts.append(_draw_chunk(glyphs, inked, source.labels, textures, side, digits, scale, draw))
     columns = zip(*parts, strict=True)
     return Scenes(*(torch.cat(column) for column in columns))
 
 
 def _draw_chunk(
     glyphs: Tensor,
+    inked: Tensor,
     labels: Tensor,
     textures: Tensor,
     side: int,
     digits: tuple[int, int],
     scale: tuple[float, float],
     draw: Draw,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     most = digits[1]
     n = len(draw.index)
     wanted = digits[0] + draw.integers("count", most - digits[0] + 1)  # (n, 1)
@@ -218,7 +229,8 @@ def _draw_chunk(
     pixels = ((canvas + grain[:, None]) * 255).round().clamp(0, 255).to(torch.uint8)
     shape = (n, 3, side, side)
     truth = torch.where(present, labels[chosen], -1)
-    return pixels.view(shape), instances.view(n, side, side), truth
+    placed = turned(inked[chosen], place, torch.stack([height * aspect, height], 2), angle)
+    return pixels.view(shape), instances.view(n, side, side), truth, placed
 
 
 def _places(height: Tensor, aspect: Tensor, present: Tensor, side: int, draw: Draw) -> Tensor:

@@ -25,7 +25,7 @@ class Part(Dataset):
         self.chosen = [index * len(whole) // count for index in range(count)]
         self.classes, self.channels, self.palette = whole.classes, whole.channels, whole.palette
         self.mean, self.std = whole.mean, whole.std
-        self.size, self.mirror = whole.size, whole.mirror
+        self.size, self.mirror, self.skeleton = whole.size, whole.mirror, whole.skeleton
 
     def __len__(self) -> int:
         return len(self.chosen)
