@@ -108,6 +108,14 @@ def marked(image: Tensor, marks: Sequence[Mark], side: int) -> Tensor:
     return pictures._tensor(picture)
 
 
+def sized(image: Tensor, side: int) -> Tensor:
+    """(C, h, w) uint8 -> (3, H, W) uint8 as ``marked`` brings it to ``side``, with nothing on it.
+
+    Of that size ``marked`` leaves it.
+    """
+    return pictures._tensor(_sized(coloured(image.cpu()), side)).permute(2, 0, 1)
+
+
 def _sized(pixels: Tensor, side: int) -> Image:
     """(3, h, w) uint8, its longer side ``side``, or the largest whole multiple from two up."""
     from PIL import Image

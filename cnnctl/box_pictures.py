@@ -46,6 +46,11 @@ class Seen:
     labels: Tensor  # (D,)
     scores: Tensor  # (D,)
 
+    def overlaps(self) -> tuple[Tensor, Tensor]:
+        """(D, R) IoU of each detection with each object, and the share of it that lies in that."""
+        area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1, keepdim=True).clamp(min=1e-6)
+        return iou(self.boxes, self.truth), intersection(self.boxes, self.truth) / area
+
 
 def draw_batch(batch: Batch, data: Dataset) -> dict[str, Tensor]:
     """The images that a network is trained on, augmented as they are, and their boxes."""
@@ -189,13 +194,11 @@ def verdict(one: Seen, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """
     right = torch.zeros(len(one.boxes), dtype=torch.bool)
     false, free = right.clone(), one.plain.clone()
-    overlap = iou(one.boxes, one.truth)  # (D, R)
-    overlap[one.labels[:, None] != one.truth_labels] = 0
-    area = (one.boxes[:, 2:] - one.boxes[:, :2]).prod(1, keepdim=True).clamp(min=1e-6)
-    inside = intersection(one.boxes, one.truth) / area
+    overlap, inside = one.overlaps()
+    other = one.labels[:, None] != one.truth_labels  # (D, R)
+    overlap = overlap.masked_fill(other, 0)
     excused = torch.where(one.crowd, inside, overlap)  # a crowd's box holds many
-    excused[one.labels[:, None] != one.truth_labels] = 0
-    excused[:, one.plain] = 0
+    excused = excused.masked_fill(other | one.plain, 0)
     for place in range(int((one.scores >= least).sum())):
         candidates = overlap[place] * free
         if len(candidates) and float(candidates.max()) >= OVERLAP:

@@ -25,6 +25,7 @@ from cnnctl.data.loaders import Normalize
 from cnnctl.data.mask_file import write_mask
 from cnnctl.data.own_images import Item, find_images, read_ahead
 from cnnctl.data.palette import voc_palette
+from cnnctl.data.write_numbers import write_numbers
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
@@ -237,15 +238,18 @@ def _places(files: Sequence[Path], root: Path) -> dict[Path, Path]:
 
 
 def _saved(description: Description, name: Path, output: Path, facts: Facts) -> Description:
-    """A description whose maps of classes are PNGs of indices, named by where they are."""
+    """A description whose maps of classes and objects are PNGs, named by where they are."""
     plain = dict(description)
     for key, value in description.items():
         if isinstance(value, Tensor):
             place = Path(f"{key}s") / name
             with _writing(output / place):
                 (output / place).parent.mkdir(parents=True, exist_ok=True)
-                palette = facts.palette or voc_palette(len(facts.classes))
-                write_mask(output / place, value, palette)
+                if value.dtype == torch.uint8:
+                    palette = facts.palette or voc_palette(len(facts.classes))
+                    write_mask(output / place, value, palette)
+                else:
+                    write_numbers(output / place, value)
             plain[key] = printable(place)
     return plain
 

@@ -8,18 +8,21 @@ from typing import Any
 from cnnctl import instance_pictures
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.models.instance import InstanceModel
+from cnnctl.ops.run_lengths import decode
+from cnnctl.shape_marks import first_on_top, shape_of
 from cnnctl.structures import Predictions
 from cnnctl.tasks import detect
 from cnnctl.tasks.base import Description, Table, Task, best_and_worst_class
 
 
-def instance(shown: float = 0.5, boundary: bool = False) -> Task:
+def instance(shown: float = 0.5, boundary: bool = False, maps: bool = False) -> Task:
     """A box, a class, a score and a mask for every object.
 
     Args:
         shown: the score from which a detection is drawn and, by ``predict``, said; the metrics
             rank all of them.
         boundary: score boundary AP too.
+        maps: ``predict`` writes the number of the detection at each pixel too, as a PNG.
     """
     if not 0 <= shown < 1:
         raise ValueError(f"shown must be at least 0 and below 1, got {shown}")
@@ -38,7 +41,7 @@ def instance(shown: float = 0.5, boundary: bool = False) -> Task:
         line=("coco_mask_ap", "coco_mask_ap50", "coco_ap", "coco_ap50"),
         draw_batch=instance_pictures.draw_batch,
         draw_evaluation=instance_pictures.draw_evaluation,
-        describe=lambda predictions, classes, top: _found(predictions, classes, top, shown),
+        describe=lambda predictions, classes, top: _found(predictions, classes, top, shown, maps),
         annotate=instance_pictures.annotated,
         headline=detect.most_likely,
         table=best_and_worst_class,
@@ -48,9 +51,36 @@ def instance(shown: float = 0.5, boundary: bool = False) -> Task:
 
 
 def _found(
-    predictions: Predictions, classes: Sequence[str], top: int, shown: float
+    predictions: Predictions, classes: Sequence[str], top: int, shown: float, maps: bool
 ) -> list[Description]:
-    return detect.found(predictions, classes, top, shown)
+    """As ``detect.found``, each detection with the run lengths of its mask, in COCO's form.
+
+    Args:
+        maps: with (h, w) int32 too, the number of the detection at each pixel, from 1 up.
+    """
+    assert predictions.labels is not None
+    assert predictions.scores is not None
+    assert predictions.masks is not None
+    assert predictions.sizes is not None
+    described = detect.found(predictions, classes, top, shown)
+    for said, labels, scores, masks, size in zip(
+        described,
+        predictions.labels.cpu(),
+        predictions.scores.cpu(),
+        predictions.masks,
+        predictions.sizes,
+        strict=True,
+    ):
+        likely = (scores[labels >= 0] >= shown).tolist()
+        counts = [mask.decode("ascii") for mask, kept in zip(masks, likely, strict=True) if kept]
+        said["top"] = [{**row} for row in said["top"]]  # without masks: they are long
+        for row, own in zip(said["detections"], counts, strict=True):
+            row["segmentation"] = {"size": [*size], "counts": own}
+        if maps:
+            said["instance"] = first_on_top(
+                [shape_of(decode(count.encode(), size)) for count in counts], size
+            )
+    return described
 
 
 def _tables(evaluator: InstanceEvaluator) -> list[Table]:

@@ -1,0 +1,152 @@
+"""Objects painted on images by their masks: filled, outlined, and told apart by lightness.
+
+A shape keeps the pixels that its mask was drawn in and is read at the pixels of the picture, within
+its frame alone. All shapes of an image are then one map of numbers, so that filling and outlining
+cost as much for a hundred as for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnctl.data.palette import Colour
+from cnnctl.ops.masks import cropped, unpack
+from cnnctl.pictures import BLACK
+
+OPACITY = 0.5
+# How far the colour of a class goes to white, or below 0 to black, for its first object, second...
+_SHADES = (0.0, 0.45, -0.35, 0.7, -0.6)
+
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A mask and where it lies.
+
+    Args:
+        mask: (h, w) bool on the CPU, in pixels of its own.
+        frame: xyxy in pixels of an image, where the corners of the mask lie; x1 > x2: mirrored.
+        within: xyxy beyond which nothing of it is seen, where something cut it off; None: nothing.
+    """
+
+    mask: Tensor
+    frame: Box
+    within: Box | None = None
+
+    def scaled(self, across: float, down: float) -> Shape:
+        """The same in an image that is that many times as wide and as high."""
+        frames = [
+            None if box is None
+            else (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+            for box in (self.frame, self.within)
+        ]  # fmt: skip
+        assert frames[0] is not None
+        return Shape(self.mask, frames[0], frames[1])
+
+
+def shape_of(mask: Tensor) -> Shape:
+    """What is set of (h, w) bool, in the pixels of that."""
+    crop, frame = cropped(mask)
+    left, top, right, bottom = frame.tolist()
+    return Shape(crop, (left, top, right, bottom))
+
+
+def shapes_of(bits: Tensor, crops: Tensor, frames: Tensor) -> list[Shape]:
+    """Those of one image, as ``ops.masks.Masks`` has them: (L,), (R, 3) and (R, 4)."""
+    bits = bits.cpu()
+    return [
+        Shape(unpack(bits, crop), (left, top, right, bottom))
+        for crop, (left, top, right, bottom) in zip(crops.cpu(), frames.tolist(), strict=True)
+    ]
+
+
+def shades(labels: Sequence[int], colours: Sequence[Colour]) -> list[Colour]:
+    """The colour of each object: its class's, lighter or darker where there are more of them."""
+    seen: Counter[int] = Counter()
+    found = []
+    for label in labels:
+        found.append(_shaded(colours[label], _SHADES[seen[label] % len(_SHADES)]))
+        seen[label] += 1
+    return found
+
+
+def _shaded(colour: Colour, share: float) -> Colour:
+    end = 255 if share > 0 else 0
+    red, green, blue = (round(c + (end - c) * abs(share)) for c in colour)
+    return red, green, blue
+
+
+def numbered(shapes: Sequence[Shape], size: tuple[int, int]) -> Tensor:
+    """(h, w) int32: 1 where the first shape is, 2 the second, 0 none; later ones on top.
+
+    A pixel is as where its centre falls in a mask.
+    """
+    found = torch.zeros(size, dtype=torch.int32)
+    for number, shape in enumerate(shapes, 1):
+        left, top, right, bottom = shape.frame
+        if not all(map(math.isfinite, shape.frame)) or not shape.mask.numel():
+            continue
+        low_x, low_y, high_x, high_y = shape.within or (0, 0, size[1], size[0])
+        rows, y = _places(top, bottom, shape.mask.shape[0], low_y, min(high_y, size[0]))
+        columns, x = _places(left, right, shape.mask.shape[1], low_x, min(high_x, size[1]))
+        found[rows, columns].masked_fill_(shape.mask[y[:, None], x], number)
+    return found
+
+
+def first_on_top(shapes: Sequence[Shape], size: tuple[int, int]) -> Tensor:
+    """As ``numbered``, but where shapes overlap the first of them is seen."""
+    found = numbered(shapes[::-1], size)
+    return torch.where(found > 0, len(shapes) + 1 - found, found)
+
+
+def _places(first: float, last: float, side: int, low: float, high: float) -> tuple[slice, Tensor]:
+    """The pixels of a line whose centres are within, and where each falls in ``side`` of them.
+
+    Args:
+        first, last: where the mask begins and ends; low, high: what is seen of the line.
+    """
+    low, high = max(low, 0.0, min(first, last)), min(high, max(first, last))
+    start = math.ceil(low - 0.5)
+    stop = max(start, math.ceil(high - 0.5))
+    centre = torch.arange(start, stop, dtype=torch.float64) + 0.5
+    own = (centre - first) / ((last - first) or 1.0) * side
+    return slice(start, stop), own.floor().clamp(0, side - 1).long()
+
+
+def painted(image: Tensor, index: Tensor, colours: Sequence[Colour], width: int) -> Tensor:
+    """(3, h, w) uint8 with the shapes of ``numbered`` on it.
+
+    Args:
+        index: (h, w); colours: of shape 1, 2, ...
+        width: pixels of the outline, which lies inside its shape; a dark one lies outside.
+    """
+    table = torch.tensor([BLACK, *colours], dtype=torch.float32)
+    inside = index > 0
+    own = table[index.long()].permute(2, 0, 1)
+    mixed = image * (1 - OPACITY) + own * OPACITY
+    mixed = torch.where(_edge(index, width), own, mixed).round().to(torch.uint8)
+    beside = ~inside & (_largest(index.float(), 1) > 0)
+    dark = torch.where(beside, torch.tensor(BLACK, dtype=torch.uint8)[:, None, None], image)
+    return torch.where(inside, mixed, dark)
+
+
+def _edge(index: Tensor, width: int) -> Tensor:
+    """(h, w) bool: pixels of a shape with something else within ``width`` pixels."""
+    value = index.float()
+    other = (_largest(value, width) != value) | (-_largest(-value, width) != value)
+    return other & (index > 0)
+
+
+def _largest(value: Tensor, reach: int) -> Tensor:
+    """The largest of the square round each pixel; twice a line costs less than a square."""
+    across = F.max_pool2d(value[None, None], (1, 2 * reach + 1), 1, (0, reach))
+    return F.max_pool2d(across, (2 * reach + 1, 1), 1, (reach, 0))[0, 0]
