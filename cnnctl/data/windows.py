@@ -1,9 +1,10 @@
 """Windows on images: a rectangle of each becomes the whole of what is seen, its boxes with it.
 
 A window's sides are whole pixels of its image. It may reach beyond the image; what comes from
-there has a fill. The edges of what is inside go to whole pixels of the output, and boxes are
-moved by exactly the same map. One image is resized by Pillow's arithmetic; a batch by two products
-with matrices, which hold the same weights: the same picture, with no Python per image.
+there has a fill. The edges of what is inside go to whole pixels of the output, and boxes and the
+frames of masks are moved by exactly the same map. One image is resized by Pillow's arithmetic; a
+batch by two products with matrices, which hold the same weights: the same picture, with no Python
+per image.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from cnnctl.data.augmentations.base import Truth, resize
 from cnnctl.data.augmentations.boxes import (
     carried,
     cut,
+    mapped,
     mirrored,
+    mirrored_frames,
+    move_frames,
+    moved_frames,
     set_boxes,
     sides,
     with_boxes,
@@ -52,6 +57,7 @@ class Windows:
         seen = shown(image, source[0], into[0], size, fill)
         if self.mirror[0]:
             seen, boxes = seen.flip(2), mirrored(boxes, size[1])
+        target = target | moved_frames(target, lambda f: self._frames(f, source, into, size[1])[0])
         return seen, with_boxes(target, boxes, self.kept[0])
 
     def batch(self, images: Images, targets: Targets, fill: Tensor) -> None:
@@ -62,7 +68,14 @@ class Windows:
         images.pixels = resampled(images.pixels, source, into, size, fill, self.mirror)
         boxes = carried(targets.boxes, source, into)
         mirror = self.mirror[:, None, None]
+        move_frames(targets, lambda frames: self._frames(frames, source, into, size[1]))
         set_boxes(targets, torch.where(mirror, mirrored(boxes, size[1]), boxes), self.kept)
+
+    def _frames(self, frames: Tensor, source: Tensor, into: Tensor, width: int) -> Tensor:
+        """Frames (N, R, 4), or (R, 4) of one image, in the pixels of what is seen."""
+        frames = mapped(frames, source, into)
+        mirror = self.mirror[:, None, None]
+        return torch.where(mirror, mirrored_frames(frames, width), frames)
 
 
 def alone(purpose: str, count: int) -> Tensor:

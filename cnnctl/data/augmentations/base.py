@@ -41,8 +41,8 @@ class Augmentation:
     """
 
     mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
-    # Of the truth: what stays true of an image. "boxes" stands for all columns of boxes.
-    moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes")
+    # Of the truth: what stays true of an image. "boxes" and "masks" stand for all their columns.
+    moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes", "masks")
     eval_size: tuple[int, int] | None  # (h, w) of what is evaluated; None where that differs
 
     def __init__(
@@ -196,10 +196,11 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scaled_boxes(target: Truth, before: tuple[int, int], after: tuple[int, int]) -> Truth:
-    """``boxes`` and ``area`` (of one image or of many) where images (h, w) become ``after``."""
+    """Boxes, frames and areas (of one image or of many) where images (h, w) become ``after``."""
     down, across = after[0] / before[0], after[1] / before[1]
-    boxes = target["boxes"]
-    scaled = {"boxes": boxes * boxes.new_tensor([across, down, across, down])}
+    factors = target["boxes"].new_tensor([across, down, across, down])
+    names = ("boxes", "frames", "void_frame")
+    scaled = {name: target[name] * factors for name in names if name in target}
     return scaled | ({"area": target["area"] * (across * down)} if "area" in target else {})
 
 

@@ -1,10 +1,15 @@
 """The truth of boxes moved with their image: rows of one sample, padded columns of a batch.
 
+The frame of a mask (see cnnctl/ops/masks.py) moves as its box does, but is never cut.
+
 Boxes are xyxy in pixels, (..., R, 4); rectangles have one row for each image, (..., 4), and their
 sides are whole numbers of pixels. What belongs to a box stays in its row: class, flags, area.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,16 +48,42 @@ def centre_inside(boxes: Tensor, rectangles: Tensor) -> Tensor:
 
 def carried(boxes: Tensor, source: Tensor, into: Tensor) -> Tensor:
     """Boxes (..., R, 4) where rectangles ``source`` (..., 4) became ``into``, cut off at it."""
+    return cut(mapped(boxes, source, into), into)
+
+
+def mapped(boxes: Tensor, source: Tensor, into: Tensor) -> Tensor:
+    """``carried``, but not cut off."""
     factor = sides(into) / sides(source).clamp(min=1e-6)
     factor, first, start = (v[..., None, :].repeat_interleave(2, -2).flatten(-2)[..., None, :]
                             for v in (factor, source[..., :2], into[..., :2]))  # fmt: skip
-    return cut((boxes - first) * factor + start, into)
+    return (boxes - first) * factor + start
 
 
 def mirrored(boxes: Tensor, width: int | Tensor) -> Tensor:
     """Boxes (..., R, 4) left to right in an image of that width."""
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack([width - right, top, width - left, bottom], -1)
+
+
+def mirrored_frames(frames: Tensor, width: int | Tensor) -> Tensor:
+    """``mirrored``, but each corner stays the same corner of the crop: x1 and x2 change places."""
+    return mirrored(frames, width)[..., [2, 1, 0, 3]]
+
+
+def moved_frames(truth: Mapping[str, Any], move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What ``truth`` has of ``frames`` (..., R, 4) and ``void_frame`` (..., 4), moved."""
+    moved = {}
+    if truth.get("frames") is not None:
+        moved["frames"] = move(truth["frames"])
+    if truth.get("void_frame") is not None:
+        moved["void_frame"] = move(truth["void_frame"][..., None, :])[..., 0, :]
+    return moved
+
+
+def move_frames(targets: Targets, move: Callable[[Tensor], Tensor]) -> None:
+    """``moved_frames`` of a batch, which has the columns from then on."""
+    for name, frames in moved_frames(vars(targets), move).items():
+        setattr(targets, name, frames)
 
 
 def with_boxes(target: Truth, boxes: Tensor, kept: Tensor) -> Truth:
@@ -73,6 +104,11 @@ def set_boxes(targets: Targets, boxes: Tensor, kept: Tensor) -> None:
     if targets.area is not None:
         targets.area = _area(targets.area, targets.boxes, boxes)
     targets.boxes = boxes
+    keep_rows(targets, kept)
+
+
+def keep_rows(targets: Targets, kept: Tensor) -> None:
+    """A batch's rows that are not ``kept`` (N, R) hold no box any more."""
     for name, nothing in NO_BOX.items():
         if (column := getattr(targets, name)) is not None:
             gone = ~kept if column.dim() == 2 else ~kept[..., None]

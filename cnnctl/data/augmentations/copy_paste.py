@@ -2,9 +2,13 @@
 segmentation", arXiv:2012.07177, section 3: a random subset of the objects of one image is put into
 another, at their own place and without a choice of context.
 
+With masks exactly the pixels of objects are pasted. Those that they cover leave the masks of other
+objects, and the boxes of these become those of what is left.
+
 Differs from the paper: without masks a box is pasted with all that it shows, and a box that is
-partly hidden keeps its extent; the images are scaled and moved as YOLO does it, not by 0.1 to 2;
-the partner comes from the same batch.
+partly hidden keeps its extent; what is pasted is not blended in (alike there, section 3); an object
+goes where less than a fifth of it is left; the images are scaled and moved as YOLO does it, not by
+0.1 to 2; the partner comes from the same batch.
 """
 
 from __future__ import annotations
@@ -12,24 +16,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cnnctl.data.augmentations.boxes import LEAST
+from cnnctl.data.augmentations.boxes import LEAST, keep_rows
+from cnnctl.data.augmentations.joined import join, paste_masks
 from cnnctl.data.augmentations.yolo import Yolo
 from cnnctl.data.windows import present
 from cnnctl.randomness import Draw
-from cnnctl.structures import NO_BOX, Images, Targets
+from cnnctl.structures import Images, Targets
 
-MOST = 0.5  # of a box of the partner that is pasted without being chosen: then it comes too
+MOST = 0.5  # of an object of the partner that is pasted without being chosen: then it comes too
 
 
 class CopyPaste(Yolo):
-    """YOLO's jitter, then boxes of the image before it pasted into each image.
+    """YOLO's jitter, then objects of the image before it pasted into each image.
 
-    A box goes where less than a fifth of it is left uncovered. Columns of boxes become twice as
+    An object goes where less than a fifth of it is left uncovered. Columns of boxes become twice as
     wide; rows that hold none stay among them.
 
     Args:
         probability: of pasting at all.
-        share: of the partner's boxes that are chosen, on average.
+        share: of the partner's objects that are chosen, on average.
     """
 
     mixes = True
@@ -72,15 +77,15 @@ class CopyPaste(Yolo):
         foreign, chosen = boxes.roll(1, 0), there.roll(1, 0)
         chosen = chosen & (draw.uniform("chosen boxes", boxes.shape[1]) < self.share)
         chosen &= draw.chance("copy-paste", self.probability)[:, None]
+        if targets.bits is not None:
+            paste_masks(images, targets, chosen, LEAST, MOST)
+            return images, targets
         pasted = covered(foreign, chosen, self.size)  # (N, H, W)
         images.pixels = torch.where(pasted[:, None], images.pixels.roll(1, 0), images.pixels)
         comes = there.roll(1, 0) & (chosen | (share_covered(foreign, pasted) > MOST))
         stays = there & (share_covered(boxes, pasted) <= 1 - LEAST)
-        for name, nothing in NO_BOX.items():
-            if (column := getattr(targets, name)) is not None:
-                both, kept = torch.cat([column, column.roll(1, 0)], 1), torch.cat([stays, comes], 1)
-                gone = ~kept if both.dim() == 2 else ~kept[..., None]
-                setattr(targets, name, both.masked_fill(gone, nothing))
+        join(targets, 2)
+        keep_rows(targets, torch.cat([stays, comes], 1))
         return images, targets
 
 

@@ -10,15 +10,24 @@ same batch; a box goes where less than a fifth of it is left.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from cnnctl.data.augmentations.boxes import LEAST, carried, set_boxes, share_left
+from cnnctl.data.augmentations.boxes import (
+    LEAST,
+    carried,
+    mapped,
+    moved_frames,
+    set_boxes,
+    share_left,
+)
+from cnnctl.data.augmentations.joined import join, join_void
 from cnnctl.data.augmentations.yolo import Yolo
 from cnnctl.data.windows import present, resampled, whole
 from cnnctl.randomness import Draw
-from cnnctl.structures import NO_BOX, Images, Targets
+from cnnctl.structures import Images, Targets
 
 EDGE = 0.2  # the point where the four meet stays away from the edges by this share
 
@@ -67,17 +76,27 @@ class Mosaic(Yolo):
         boxes, there = present(targets)
         pixels, nothing = images.pixels.float(), torch.zeros(1, 1, 1)
         images.pixels, moved, kept = torch.zeros_like(pixels), [], []
+        frames, places = [], []
         for turn, (into, source) in enumerate(parts(self.size, self.probability, draw)):
             # The batch is in random order, so those before an image are random partners.
             images.pixels += resampled(pixels.roll(turn, 0), source, into, self.size, nothing)
             own = boxes.roll(turn, 0)
             moved.append(carried(own, source, into))
             kept.append(there.roll(turn, 0) & (share_left(own, source) >= LEAST))
-        for name in NO_BOX:
-            if (column := getattr(targets, name)) is not None:
-                setattr(targets, name, torch.cat([column.roll(turn, 0) for turn in range(4)], 1))
+            places.append(into)
+            frames.append(moved_frames(vars(targets), partial(_part, turn, source, into)))
+        join(targets, 4)
+        if targets.frames is not None:
+            targets.frames = torch.cat([own["frames"] for own in frames], 1)
+        if targets.void_frame is not None:
+            join_void(targets, [own["void_frame"] for own in frames], places, self.size)
         set_boxes(targets, torch.cat(moved, 1), torch.cat(kept, 1))
         return images, targets
+
+
+def _part(turn: int, source: Tensor, into: Tensor, frames: Tensor) -> Tensor:
+    """Frames (N, R, 4) of the images ``turn`` before, where a part of them is in a mosaic."""
+    return mapped(frames.roll(turn, 0), source, into)
 
 
 def parts(size: tuple[int, int], probability: float, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:

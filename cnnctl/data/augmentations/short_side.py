@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cnnctl.data.augmentations.base import Augmentation, Truth, resize
-from cnnctl.data.augmentations.boxes import mirrored, set_boxes
+from cnnctl.data.augmentations.boxes import mirrored, mirrored_frames, move_frames, set_boxes
 from cnnctl.data.augmentations.standard import flip
 from cnnctl.data.windows import Windows, alone, present, whole
 from cnnctl.randomness import Draw
@@ -34,7 +34,7 @@ class ShortSide(Augmentation):
         flip: None mirrors unless the data says that a mirror image changes its class.
     """
 
-    moves = ("boxes",)
+    moves = ("boxes", "masks")
 
     def __init__(
         self,
@@ -81,8 +81,9 @@ class ShortSide(Augmentation):
             boxes, there = present(targets)
             images.pixels = flip(images.pixels, draw)
             mirror = draw.chance("flip", 0.5)[:, None, None]
-            moved = torch.where(mirror, mirrored(boxes, self.size[1]), boxes)
-            set_boxes(targets, moved, there)
+            width = self.size[1]
+            move_frames(targets, lambda f: torch.where(mirror, mirrored_frames(f, width), f))
+            set_boxes(targets, torch.where(mirror, mirrored(boxes, width), boxes), there)
         return images, targets
 
     def _scaled(self, image: Tensor) -> Tensor:

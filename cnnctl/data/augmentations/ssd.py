@@ -43,7 +43,7 @@ class Ssd(Augmentation):
         flip: None mirrors unless the data says that a mirror image changes its class.
     """
 
-    moves = ("boxes",)
+    moves = ("boxes", "masks")
 
     def __init__(
         self,

@@ -60,6 +60,8 @@ class Painted:
     Everything else in a row is a function of the class too, so a row out of line shows.
     """
 
+    columns = ("boxes", "labels", "crowd", "difficult", "area")  # there are no masks
+
     @staticmethod
     def one(h: int, w: int, seed: int = 0, rows: int = 9) -> tuple[torch.Tensor, dict[str, Any]]:
         """(3, h, w) uint8 with a box in each of ``rows`` cells of 3 x 3, and its truth."""
@@ -89,21 +91,21 @@ class Painted:
         """A resident batch of them, with a row of no box at the end of each image's."""
         images, truths = zip(*(cls.one(h, w, seed, rows) for seed in range(n)), strict=True)
         columns = {name: torch.stack([truth[name] for truth in truths]) for name in truths[0]}
-        for name, nothing in NO_BOX.items():
-            column = columns[name]
+        for name in cls.columns:
+            column, nothing = columns[name], NO_BOX[name]
             empty = column.new_full((n, 1, *column.shape[2:]), nothing)
             columns[name] = torch.cat([column, empty], 1)
         return Images(torch.stack(images), [(h, w)] * n, [(h, w)] * n), Targets(
             torch.arange(n), **columns
         )
 
-    @staticmethod
-    def truths(targets: Targets) -> list[dict[str, Any]]:
+    @classmethod
+    def truths(cls, targets: Targets) -> list[dict[str, Any]]:
         """The rows of each image that hold a box; those that hold none are all empty."""
-        columns: Any = {name: getattr(targets, name) for name in NO_BOX}
+        columns: Any = {name: getattr(targets, name) for name in cls.columns}
         gone = columns["labels"] < 0
-        for name, nothing in NO_BOX.items():
-            assert (columns[name][gone] == nothing).all(), name
+        for name in cls.columns:
+            assert (columns[name][gone] == NO_BOX[name]).all(), name
         return [
             {name: column[row][~gone[row]] for name, column in columns.items()}
             for row in range(len(gone))
@@ -113,12 +115,12 @@ class Painted:
     def colour(label: int) -> torch.Tensor:
         return PAINTS[label].float()
 
-    @staticmethod
-    def check_rows(image: torch.Tensor, truth: dict[str, Any]) -> None:
+    @classmethod
+    def check_rows(cls, image: torch.Tensor, truth: dict[str, Any]) -> None:
         """Rows are aligned, and no box is empty or reaches out of its image."""
         h, w = image.shape[-2:]
         boxes, labels = truth["boxes"], truth["labels"]
-        assert {len(truth[name]) for name in NO_BOX} == {len(labels)}
+        assert {len(truth[name]) for name in cls.columns} == {len(labels)}
         assert torch.equal(truth["crowd"], labels % 2 == 0)
         assert torch.equal(truth["difficult"], labels % 3 == 0)
         sides = boxes[:, 2:] - boxes[:, :2]

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from cnnctl.data.augmentations.ssd import OVERLAPS, TRIALS, Ssd, _patches, cropped, zoomed_out
 from cnnctl.randomness import Draw
-from cnnctl.structures import NO_BOX, Images, Targets
+from cnnctl.structures import Images, Targets
 
 FILL = 128
 
@@ -171,7 +171,7 @@ def test_what_an_image_becomes_does_not_depend_on_the_rest_of_its_batch(painted)
     made, runs = pipeline((48, 48)), []
     for count, empty in ((8, 0), (8, 20), (2, 0)):
         images, targets = painted.many(count, 48, 48)
-        for name in NO_BOX:  # rows of no box, as others with more boxes make them
+        for name in painted.columns:  # rows of no box, as others with more boxes make them
             column = getattr(targets, name)
             more = column[:, -1:].repeat_interleave(empty, 1)
             setattr(targets, name, torch.cat([column, more], 1))
@@ -180,7 +180,7 @@ def test_what_an_image_becomes_does_not_depend_on_the_rest_of_its_batch(painted)
     (pixels, truths), (padded, same), (few, _) = runs
     assert torch.equal(pixels, padded)
     for one, other in zip(truths, same, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in NO_BOX)
+        assert all(torch.equal(one[name], other[name]) for name in painted.columns)
     torch.testing.assert_close(few, pixels[:2])
 
 
