@@ -53,6 +53,11 @@ RUNS = {
         *("data.size=32", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.train_images=200"),
         *("data.val_images=20", "augmentation=elastic", "trainer.batch_size=8", *ALWAYS),
     ),
+    "detect": (
+        *("task=detect", "model.width=64", "model.hidden=128", "data.size=48", "data.digits=[1,3]"),
+        *("data.scale=[0.3,0.6]", "data.train_images=200", "data.val_images=20"),
+        *("augmentation=yolo", "trainer.batch_size=8", *ALWAYS),
+    ),
 }
 
 

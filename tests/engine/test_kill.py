@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "kills"), [("classify", 24), ("segment", 6)])
+@pytest.mark.parametrize(("task", "kills"), [("classify", 24), ("segment", 6), ("detect", 6)])
 def test_killed_again_and_again_the_runs_end_the_same(task, kills, tmp_path):
     outcome = kill_harness.harness(kills, seed=0, folder=tmp_path, task=task, most=10 * kills)
     print(outcome.report())
