@@ -93,8 +93,26 @@ def voc_curves(
         UserError: a box or score is not a finite number.
     """
     check(detections, truth, num_classes)
+    a, b = pairs_of_classes(detections, truth, num_classes)
+    found = overlap(detections.boxes[a], truth.boxes[b], plus_one=plus_one)
+    return curves_by(detections, truth, num_classes, (a, b, found), threshold)
+
+
+def curves_by(
+    detections: DetectionRows,
+    truth: TruthRows,
+    num_classes: int,
+    overlaps: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]],
+    threshold: float,
+) -> list[Curve]:
+    """One ``Curve`` for each of K classes by any overlaps, of masks too.
+
+    Args:
+        overlaps: (P,) detection and (P,) truth of ``pairs_of_classes``, and (P,) their IoU.
+        threshold: IoU from which a detection is right.
+    """
     order = _ranked(detections)
-    owner, share = _most_overlapped(detections, truth, num_classes, plus_one)
+    owner, share = _most_overlapped(len(detections), *overlaps)
     owner, share = owner[order], share[order]
     hit = np.flatnonzero(share >= threshold)
     demanded = ~truth.ignored
@@ -123,17 +141,22 @@ def _ranked(detections: DetectionRows) -> NDArray[np.int64]:
     return order[np.argsort(labels, kind="stable")]
 
 
+def pairs_of_classes(
+    detections: DetectionRows, truth: TruthRows, num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(P,), (P,): each detection with each truth of its image and class, in order."""
+    own = detections.image * num_classes + detections.labels
+    return pairs(own, truth.image * num_classes + truth.labels)
+
+
 def _most_overlapped(
-    detections: DetectionRows, truth: TruthRows, num_classes: int, plus_one: bool
+    count: int, a: NDArray[np.int64], b: NDArray[np.int64], overlaps: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(D,) the truth of a detection's image and class that it overlaps most, and (D,) its IoU.
 
     The first of equal ones; -1 and -inf where the image has no such truth.
     """
-    owner, share = np.full(len(detections), -1), np.full(len(detections), -np.inf)
-    own = detections.image * num_classes + detections.labels
-    a, b = pairs(own, truth.image * num_classes + truth.labels)
-    found = overlap(detections.boxes[a], truth.boxes[b], plus_one=plus_one)
-    best = best_of(a, found)
-    owner[a[best]], share[a[best]] = b[best], found[best]
+    owner, share = np.full(count, -1), np.full(count, -np.inf)
+    best = best_of(a, overlaps)
+    owner[a[best]], share[a[best]] = b[best], overlaps[best]
     return owner, share

@@ -18,7 +18,9 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Columns:
+    """Arrays of one length, the first of which is ``image``."""
+
     def __len__(self) -> int:
         return len(vars(self)["image"])
 
@@ -28,7 +30,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class DetectionRows(_Rows):
+class DetectionRows(Columns):
     """What was found, in the order that decides between equal scores.
 
     Args:
@@ -42,7 +44,7 @@ class DetectionRows(_Rows):
 
 
 @dataclass(frozen=True)
-class TruthRows(_Rows):
+class TruthRows(Columns):
     """What is there.
 
     Args:

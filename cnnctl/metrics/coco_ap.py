@@ -1,4 +1,4 @@
-"""COCO's twelve numbers, by faster-coco-eval from columns.
+"""COCO's twelve numbers, by faster-coco-eval from columns: of boxes, or of any other regions.
 
 Lin et al., "Microsoft COCO: Common Objects in Context" (arXiv:1405.0312), as the authors' program
 pycocotools computes them: a mean over IoU .50:.05:.95 of the precision at 101 recalls, at most 100
@@ -12,7 +12,7 @@ from 1: with an annotation id of 0, or one that occurs twice, both programs scor
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,16 +45,37 @@ class CocoScores:
     precision: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Regions:
+    """What is compared where it is not the boxes of detections and truth.
+
+    Args:
+        areas: (D,) pixels of each detection.
+        overlaps: (image, class) -> (d, r) IoU of the detections there, from the highest score down
+            (equal ones in the order of the rows), at most ``LOOKED_AT``, with the truths there in
+            the order of the rows; of an ignored truth, the share of the detection's own area. An
+            image and class with no detection or no truth has none.
+    """
+
+    areas: NDArray[np.floating]
+    overlaps: Mapping[tuple[int, int], NDArray[np.float64]]
+
+
+LOOKED_AT = 100  # detections of a class in an image; more are as if they were not there
+
+
 def coco_scores(
     detections: DetectionRows,
     truth: TruthRows,
     images: NDArray[np.int64],
     num_classes: int,
+    regions: Regions | None = None,
 ) -> CocoScores:
     """Score all detections.
 
     Args:
         images: (N,) ids of all images that were looked at, those without any box too.
+        regions: None compares boxes.
 
     Raises:
         UserError: a box or score is not a finite number.
@@ -67,7 +88,7 @@ def coco_scores(
     if truth.ignored.all():
         nothing = np.full((num_classes, 101), np.nan)
         return CocoScores({}, nothing[:, 0], nothing[:, 0], nothing)
-    evaluated = _evaluated(detections, truth, images, num_classes)
+    evaluated = _evaluated(detections, truth, images, num_classes, regions)
     values = dict(zip(METRICS, map(float, evaluated.stats), strict=True))
     # (IoU, recall, class, area, most detections), -1 where undefined; all areas, 100 detections
     precision = np.asarray(evaluated.eval["precision"])[:, :, :, 0, -1]
@@ -81,20 +102,31 @@ def coco_scores(
 
 
 def _evaluated(
-    detections: DetectionRows, truth: TruthRows, images: NDArray[np.int64], num_classes: int
+    detections: DetectionRows,
+    truth: TruthRows,
+    images: NDArray[np.int64],
+    num_classes: int,
+    regions: Regions | None,
 ) -> Any:
     from faster_coco_eval import COCO, COCOeval_faster
+
+    class Evaluation(COCOeval_faster):
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            if regions is None:
+                return super().computeIoU(imgId, catId)
+            return regions.overlaps[imgId, catId - 1]
 
     with _no_collection():
         shared = {
             "images": [{"id": image} for image in images.tolist()],
             "categories": [{"id": k} for k in range(1, num_classes + 1)],
         }
-        found = _records(detections, _area(detections.boxes), np.zeros(len(detections), int))
+        areas = _area(detections.boxes) if regions is None else regions.areas
+        found = _records(detections, areas, np.zeros(len(detections), int))
         for record, score in zip(found, detections.scores.tolist(), strict=True):
             record["score"] = score
         there = _records(truth, truth.area, truth.ignored.astype(int))
-        evaluation = COCOeval_faster(
+        evaluation = Evaluation(
             COCO({**shared, "annotations": there}), COCO({**shared, "annotations": found}), "bbox"
         )
         evaluation.evaluate()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,25 @@ class Rows:
     truth: TruthRows
 
 
+NO_ROWS = Rows(
+    np.zeros(0, np.int64),
+    DetectionRows(
+        np.zeros(0, np.int64),
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.int64),
+    ),
+    TruthRows(
+        np.zeros(0, np.int64),
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int64),
+        np.zeros(0, bool),
+        np.zeros(0, bool),
+        np.zeros(0, np.float32),
+    ),
+)
+
+
 @dataclass(frozen=True)
 class _Scores:
     coco: coco_ap.CocoScores
@@ -57,6 +76,8 @@ class DetectionEvaluator:
             digit where detections were made from the truth.
     """
 
+    _nothing = NO_ROWS  # of the kind that is gathered
+
     def __init__(self, classes: Sequence[str], threshold: float = 0.5, truth: Truth = None) -> None:
         self.classes = classes
         self.threshold = threshold
@@ -71,16 +92,7 @@ class DetectionEvaluator:
 
         Boxes and scores in float64 keep their digits: those of a file that is scored.
         """
-        images = targets.image_id.cpu().numpy().astype(np.int64)
-        found = (predictions.boxes, predictions.scores, predictions.labels)
-        there = (targets.boxes, targets.labels, targets.crowd, targets.difficult, targets.area)
-        self._take(
-            Rows(
-                images,
-                DetectionRows(*_unpadded(images, predictions.labels, found)),
-                TruthRows(*_unpadded(images, targets.labels, there)),
-            )
-        )
+        self._take(rows_of(predictions, targets))
 
     def merge(self, others: Sequence[Rows]) -> None:
         """Take the rows of other processes (their ``rows()``)."""
@@ -99,7 +111,7 @@ class DetectionEvaluator:
                 were evaluated is not that of their targets.
         """
         if self._whole is None:
-            self._whole = self._ordered(_joined(self._rows))
+            self._whole = self._ordered(joined([self._nothing, *self._rows]))
             self._rows = [self._whole]
         return self._whole
 
@@ -113,7 +125,7 @@ class DetectionEvaluator:
         columns = self._truth() if self._truth is not None else None
         if columns is not None:
             there = _exactly(there, images, TruthRows(**columns))
-        return Rows(images, found, there)
+        return replace(rows, images=images, detections=found, truth=there)
 
     def compute(self) -> dict[str, float]:
         """Fractions, by the names of ``METRICS``; one that is not defined is left out.
@@ -167,7 +179,7 @@ class DetectionEvaluator:
                 "coco_ap": self._of_classes(scores.coco.ap.tolist()),
                 "coco_ap50": self._of_classes(scores.coco.ap50.tolist()),
                 "voc07_ap": self._of_classes([eleven_point(curve) for curve in scores.curves]),
-                "voc10_ap": self.per_class(),
+                "voc10_ap": self._of_classes([area_under(curve) for curve in scores.curves]),
             },
             "threshold": self.threshold,
             "errors": self.errors(),
@@ -231,6 +243,18 @@ class DetectionEvaluator:
         return {n: float(v) for n, v in zip(self.classes, values, strict=True) if v == v}
 
 
+def rows_of(predictions: Predictions, targets: Targets) -> Rows:
+    """The boxes of a batch without the rows that pad them."""
+    images = targets.image_id.cpu().numpy().astype(np.int64)
+    found = (predictions.boxes, predictions.scores, predictions.labels)
+    there = (targets.boxes, targets.labels, targets.crowd, targets.difficult, targets.area)
+    return Rows(
+        images,
+        DetectionRows(*_unpadded(images, predictions.labels, found)),
+        TruthRows(*_unpadded(images, targets.labels, there)),
+    )
+
+
 def _unpadded(images: Index, labels: Any, columns: Sequence[Any]) -> list[Any]:
     """(N, ...) padded columns -> the image of each row that is one, and those rows."""
     arrays = []
@@ -245,48 +269,25 @@ def _unpadded(images: Index, labels: Any, columns: Sequence[Any]) -> list[Any]:
     return [image[there], *(array[there] for array in arrays)]
 
 
-_NO_ROWS = Rows(
-    np.zeros(0, np.int64),
-    DetectionRows(
-        np.zeros(0, np.int64),
-        np.zeros((0, 4), np.float32),
-        np.zeros(0, np.float32),
-        np.zeros(0, np.int64),
-    ),
-    TruthRows(
-        np.zeros(0, np.int64),
-        np.zeros((0, 4), np.float32),
-        np.zeros(0, np.int64),
-        np.zeros(0, bool),
-        np.zeros(0, bool),
-        np.zeros(0, np.float32),
-    ),
-)
-
-
 def _exactly(there: TruthRows, images: Index, exact: TruthRows) -> TruthRows:
     """The rows of ``exact`` that ``there`` says in rounded numbers; ``images`` are theirs."""
     exact = exact.at(np.isin(exact.image, images))
     same = (np.array_equal(getattr(exact, name), getattr(there, name)) for name in _DISCRETE)
     if not all(same):
         raise ValueError("the data set's own truth of these images is not that of their targets")
-    return exact
+    return replace(there, **vars(exact))
 
 
 _DISCRETE = ("image", "labels", "crowd", "difficult")  # columns that no rounding changes
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
-    parts = [_NO_ROWS, *parts]
-
-    def column(of: str, name: str) -> Any:
-        return np.concatenate([getattr(getattr(part, of), name) for part in parts])
-
-    return Rows(
-        np.concatenate([part.images for part in parts]),
-        DetectionRows(*(column("detections", field.name) for field in fields(DetectionRows))),
-        TruthRows(*(column("truth", field.name) for field in fields(TruthRows))),
-    )
+def joined(parts: Sequence[Any]) -> Any:
+    """Records of one kind, of arrays or of such records -> one with the rows of all."""
+    first = parts[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(parts)
+    names = [field.name for field in fields(first)]
+    return type(first)(*(joined([getattr(part, name) for part in parts]) for name in names))
 
 
 def _histograms(groups: dict[str, Any], histogram: Any) -> dict[str, Any]:
