@@ -279,12 +279,13 @@ def report_lines(report: Report, most: int | None = None) -> list[str]:
     """Sentences on what was found.
 
     Args:
-        most: the faults that are told; None is all.
+        most: the warnings, and the faults, that are told; None is all.
     """
-    lines = [*report.remarks, *(f"warning: {line}" for line in report.warnings)]
-    lines += [f"fault: {line}" for line in report.faults[:most]]
-    if most is not None and (more := len(report.faults) - most) > 0:
-        lines.append(f"and {more:,} more faults, which the report lists")
+    lines = list(report.remarks)
+    for name, found in (("warning", report.warnings), ("fault", report.faults)):
+        lines += [f"{name}: {line}" for line in found[:most]]
+        if most is not None and (more := len(found) - most) > 0:
+            lines.append(f"and {more:,} more {name}s, which the report lists")
     if report.unlisted:
         lines.append(f"and {report.unlisted:,} more faults, which are counted and not listed")
     if report.unread:

@@ -74,6 +74,10 @@ class Dataset(ABC):
         """Sentences on what was left out on reading; empty where nothing was."""
         return []
 
+    def doubts(self) -> list[str]:
+        """A sentence on each record that looks wrong and is used all the same."""
+        return []
+
     @classmethod
     def serving(cls, fields: tuple[str, ...]) -> type[Dataset]:
         """The class that has these columns: itself, where nothing else is under its name.

@@ -130,7 +130,7 @@ class COCOBoxes(COCOSplit):
         }
 
     def usable(self, rows: np.ndarray | slice) -> np.ndarray:
-        """(A,) bool: do annotations of the index have what is to be learned? Others are left out."""
+        """(A,) bool: do annotations have what is to be learned? Others are left out."""
         boxes = self.index.boxes[rows]
         return boxes[:, 2] > boxes[:, 0]
 

@@ -102,6 +102,7 @@ def check(splits: Mapping[str, Dataset], tick: Callable[[str, int], object]) -> 
                 present[split] |= found.classes
         report.read[split] = len(data)
         report.remarks += [f"{split}: {line}" for line in data.remarks()]
+        report.warnings += [f"{split}: {line}" for line in data.doubts()]
         if data.skipped:
             report.faults.append(f"{split}: {data.skipped:,} broken samples were skipped")
     if "train" in splits:  # or could not be read
@@ -159,7 +160,10 @@ def _truth(target: Mapping[str, Any]) -> Tensor:
     """What is said of a sample, as one tensor."""
     if "boxes" in target:
         kinds = torch.stack([target[name] for name in ("labels", "crowd", "difficult")], 1)
-        return torch.cat([kinds.float(), target["boxes"]], 1)
+        parts = [kinds.float(), target["boxes"]]
+        if "bits" in target:  # the frames say how these are to be read
+            parts += [target["frames"], target["bits"][None].float()]
+        return torch.cat([part.flatten() for part in parts])
     return torch.as_tensor(target["label"] if "label" in target else target["mask"])
 
 
