@@ -174,11 +174,11 @@ def read_coco(layout: Layout, wanted: Wanted) -> Found:
     train = index
     if name not in ("", "train"):
         train = read_index(layout.parts["train"].truth, "bbox")
-        _check_categories(index, part.truth, train, layout.parts["train"].truth)
+        check_categories(index, part.truth, train, layout.parts["train"].truth)
     names = index.file_names()
     folder = image_folder(wanted.root, part, names)
     chosen = wanted.positions(name, parts, len(index))
-    classes, number = _categories(train, part.truth, wanted.classes)
+    classes, number = chosen_categories(train, part.truth, wanted.classes)
     table = _coco_table(index, number).part(chosen)
     images = [folder / names[position] for position in chosen]
     ids = dict(zip(index.category_names, index.category_ids.tolist(), strict=True))
@@ -186,7 +186,7 @@ def read_coco(layout: Layout, wanted: Wanted) -> Found:
     return Found(images, [part.truth], table, classes, ids=named)
 
 
-def _check_categories(index: Index, file: Path, train: Index, train_file: Path) -> None:
+def check_categories(index: Index, file: Path, train: Index, train_file: Path) -> None:
     """Refuse categories that are not train's: the class numbers would differ."""
     ours, theirs = index.category_names, train.category_names
     if ours == theirs:
@@ -199,7 +199,7 @@ def _check_categories(index: Index, file: Path, train: Index, train_file: Path) 
     )
 
 
-def _categories(
+def chosen_categories(
     train: Index, file: Path, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes, and (K,) int32: that of each category of the file, -1 for none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +51,7 @@ class Objects:
         return slice(top, bottom), slice(left, right)
 
 
-def find_objects(numbers: Tensor, nobody: Sequence[int] = (0,)) -> Objects:
+def find_objects(numbers: Tensor, nobody: Collection[int] = (0,)) -> Objects:
     """The instances of a map.
 
     Args:
