@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask
+from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,7 +20,7 @@ from cnnctl.metrics.mask_ap import MaskScores, mask_scores
 from cnnctl.metrics.mask_rows import MaskDetections, MaskTruth, VoidRows, areas, without_void
 from cnnctl.ops.run_lengths import encode
 
-api: Any = mask
+api: Any = mask_api
 
 
 def pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> Any:
