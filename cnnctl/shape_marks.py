@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnctl.box_marks import Mark, marked, sized
 from cnnctl.data.palette import Colour
 from cnnctl.ops.masks import cropped, unpack
 from cnnctl.pictures import BLACK
@@ -150,3 +151,33 @@ def _largest(value: Tensor, reach: int) -> Tensor:
     """The largest of the square round each pixel; twice a line costs less than a square."""
     across = F.max_pool2d(value[None, None], (1, 2 * reach + 1), 1, (0, reach))
     return F.max_pool2d(across, (2 * reach + 1, 1), 1, (reach, 0))[0, 0]
+
+
+def over(picture: Tensor, shapes: Sequence[Shape], colours: Sequence[Colour]) -> Tensor:
+    """(3, h, w) uint8 with shapes in its own pixels, the first on top; lines grow with it."""
+    h, w = picture.shape[1:]
+    return painted(picture, first_on_top(shapes, (h, w)), colours, max(1, round(max(h, w) / 300)))
+
+
+def drawn(
+    image: Tensor,
+    shapes: Sequence[Shape],
+    colours: Sequence[Colour],
+    marks: Sequence[Mark],
+    side: int,
+) -> Tensor:
+    """(C, h, w) -> (3, H, W) uint8, enlarged as ``marked`` does it.
+
+    Args:
+        shapes: in pixels of the image, the first on top; colours: of each.
+        marks: boxes in pixels of the image, the last on top.
+    """
+    picture = sized(image, side)
+    across, down = picture.shape[2] / image.shape[2], picture.shape[1] / image.shape[1]
+    picture = over(picture, [shape.scaled(across, down) for shape in shapes], colours)
+    placed = []
+    for mark in marks:
+        left, top, right, bottom = mark.box
+        box = (left * across, top * down, right * across, bottom * down)
+        placed.append(replace(mark, box=box))
+    return marked(picture, placed, max(picture.shape[1:])).permute(2, 0, 1)
