@@ -57,7 +57,9 @@ class Windows:
         seen = shown(image, source[0], into[0], size, fill)
         if self.mirror[0]:
             seen, boxes = seen.flip(2), mirrored(boxes, size[1])
-        target = target | moved_frames(target, lambda f: self._frames(f, source, into, size[1])[0])
+        target = target | moved_frames(
+            target, lambda f: self._frames(f, source, into, size[1])[0], whole(size, boxes)
+        )
         return seen, with_boxes(target, boxes, self.kept[0])
 
     def batch(self, images: Images, targets: Targets, fill: Tensor) -> None:
@@ -68,7 +70,8 @@ class Windows:
         images.pixels = resampled(images.pixels, source, into, size, fill, self.mirror)
         boxes = carried(targets.boxes, source, into)
         mirror = self.mirror[:, None, None]
-        move_frames(targets, lambda frames: self._frames(frames, source, into, size[1]))
+        seen = whole(size, boxes).expand(len(boxes), -1)
+        move_frames(targets, lambda frames: self._frames(frames, source, into, size[1]), seen)
         set_boxes(targets, torch.where(mirror, mirrored(boxes, size[1]), boxes), self.kept)
 
     def _frames(self, frames: Tensor, source: Tensor, into: Tensor, width: int) -> Tensor:

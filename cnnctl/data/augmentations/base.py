@@ -42,7 +42,7 @@ class Augmentation:
 
     mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
     # Of the truth: what stays true of an image. "boxes" and "masks" stand for all their columns.
-    moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes", "masks")
+    moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes", "masks", "keypoints")
     eval_size: tuple[int, int] | None  # (h, w) of what is evaluated; None where that differs
 
     def __init__(
@@ -196,11 +196,13 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scaled_boxes(target: Truth, before: tuple[int, int], after: tuple[int, int]) -> Truth:
-    """Boxes, frames and areas (of one image or of many) where images (h, w) become ``after``."""
+    """Boxes, frames, points and areas (of one image or many) where images (h, w) get ``after``."""
     down, across = after[0] / before[0], after[1] / before[1]
     factors = target["boxes"].new_tensor([across, down, across, down])
     names = ("boxes", "frames", "void_frame")
     scaled = {name: target[name] * factors for name in names if name in target}
+    if "keypoints" in target:
+        scaled["keypoints"] = target["keypoints"] * factors.new_tensor([across, down, 1])
     return scaled | ({"area": target["area"] * (across * down)} if "area" in target else {})
 
 

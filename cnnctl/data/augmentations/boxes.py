@@ -1,6 +1,7 @@
 """The truth of boxes moved with their image: rows of one sample, padded columns of a batch.
 
-The frame of a mask (see cnnctl/ops/masks.py) moves as its box does, but is never cut.
+The frame of a mask (see cnnctl/ops/masks.py) moves as its box does, but is never cut. So do points:
+a mirror exchanges left and right ones, and one that is no longer in the image has no visibility.
 
 Boxes are xyxy in pixels, (..., R, 4); rectangles have one row for each image, (..., 4), and their
 sides are whole numbers of pixels. What belongs to a box stays in its row: class, flags, area.
@@ -18,6 +19,7 @@ from cnnctl.data.augmentations.base import Truth
 from cnnctl.structures import NO_BOX, Targets
 
 LEAST = 0.2  # share of a box that must be left of it, or it goes
+_NEAR = 1e-3  # pixels that a point may lie outside by rounding
 
 
 def sides(boxes: Tensor) -> Tensor:
@@ -70,9 +72,18 @@ def mirrored_frames(frames: Tensor, width: int | Tensor) -> Tensor:
     return mirrored(frames, width)[..., [2, 1, 0, 3]]
 
 
-def moved_frames(truth: Mapping[str, Any], move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What ``truth`` has of ``frames`` (..., R, 4) and ``void_frame`` (..., 4), moved."""
+def moved_frames(
+    truth: Mapping[str, Any], move: Callable[[Tensor], Tensor], within: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What ``truth`` has of ``frames`` (..., R, 4), ``void_frame`` (..., 4) and ``keypoints``
+    (..., R, J, 3), moved.
+
+    Args:
+        within: (..., 4) rectangles beyond which there are no points; None: none goes.
+    """
     moved = {}
+    if truth.get("keypoints") is not None:
+        moved["keypoints"] = moved_points(truth["keypoints"], truth["swap"], move, within)
     if truth.get("frames") is not None:
         moved["frames"] = move(truth["frames"])
     if truth.get("void_frame") is not None:
@@ -80,9 +91,32 @@ def moved_frames(truth: Mapping[str, Any], move: Callable[[Tensor], Tensor]) -> 
     return moved
 
 
-def move_frames(targets: Targets, move: Callable[[Tensor], Tensor]) -> None:
+def moved_points(
+    points: Tensor, swap: Tensor, move: Callable[[Tensor], Tensor], within: Tensor | None
+) -> Tensor:
+    """Points (..., R, J, 3) moved as the corners of frames are.
+
+    Args:
+        swap: (..., J) int64 which point each point of a mirror image is.
+        move, within: see ``moved_frames``.
+    """
+    place, seen = points[..., :2], points[..., 2:]
+    frames = torch.cat([place, place + 1], -1)  # a pixel's: a mirror turns it inside out
+    moved = move(frames.flatten(-3, -2)).unflatten(-2, frames.shape[-3:-1])
+    if within is not None:
+        low, high = within[..., None, None, :2] - _NEAR, within[..., None, None, 2:] + _NEAR
+        inside = (moved[..., :2] >= low) & (moved[..., :2] <= high)
+        seen = seen * inside.all(-1, keepdim=True)
+    placed = torch.cat([moved[..., :2], seen], -1) * (seen > 0)
+    other = placed.gather(-2, swap[..., None, :, None].expand(placed.shape))
+    return torch.where(moved[..., :1] > moved[..., 2:3], other, placed)
+
+
+def move_frames(
+    targets: Targets, move: Callable[[Tensor], Tensor], within: Tensor | None = None
+) -> None:
     """``moved_frames`` of a batch, which has the columns from then on."""
-    for name, frames in moved_frames(vars(targets), move).items():
+    for name, frames in moved_frames(vars(targets), move, within).items():
         setattr(targets, name, frames)
 
 
@@ -111,7 +145,7 @@ def keep_rows(targets: Targets, kept: Tensor) -> None:
     """A batch's rows that are not ``kept`` (N, R) hold no box any more."""
     for name, nothing in NO_BOX.items():
         if (column := getattr(targets, name)) is not None:
-            gone = ~kept if column.dim() == 2 else ~kept[..., None]
+            gone = ~kept.view(*kept.shape, *[1] * (column.dim() - 2))
             setattr(targets, name, column.masked_fill(gone, nothing))
 
 

@@ -38,6 +38,7 @@ class CopyPaste(Yolo):
     """
 
     mixes = True
+    moves = ("boxes", "masks")  # what is pasted hides points of other figures
 
     def __init__(
         self,

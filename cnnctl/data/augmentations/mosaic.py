@@ -84,19 +84,24 @@ class Mosaic(Yolo):
             moved.append(carried(own, source, into))
             kept.append(there.roll(turn, 0) & (share_left(own, source) >= LEAST))
             places.append(into)
-            frames.append(moved_frames(vars(targets), partial(_part, turn, source, into)))
+            others = {name: column.roll(turn, 0) for name, column in _framed(targets)}
+            frames.append(moved_frames(others, partial(mapped, source=source, into=into), into))
         join(targets, 4)
         if targets.frames is not None:
             targets.frames = torch.cat([own["frames"] for own in frames], 1)
+        if targets.keypoints is not None:
+            targets.keypoints = torch.cat([own["keypoints"] for own in frames], 1)
         if targets.void_frame is not None:
             join_void(targets, [own["void_frame"] for own in frames], places, self.size)
         set_boxes(targets, torch.cat(moved, 1), torch.cat(kept, 1))
         return images, targets
 
 
-def _part(turn: int, source: Tensor, into: Tensor, frames: Tensor) -> Tensor:
-    """Frames (N, R, 4) of the images ``turn`` before, where a part of them is in a mosaic."""
-    return mapped(frames.roll(turn, 0), source, into)
+def _framed(targets: Targets) -> Iterator[tuple[str, Tensor]]:
+    """The columns that ``moved_frames`` looks at."""
+    for name in ("frames", "void_frame", "keypoints", "swap"):
+        if (column := getattr(targets, name)) is not None:
+            yield name, column
 
 
 def parts(size: tuple[int, int], probability: float, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:

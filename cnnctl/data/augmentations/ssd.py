@@ -43,7 +43,7 @@ class Ssd(Augmentation):
         flip: None mirrors unless the data says that a mirror image changes its class.
     """
 
-    moves = ("boxes", "masks")
+    moves = ("boxes", "masks", "keypoints")
 
     def __init__(
         self,

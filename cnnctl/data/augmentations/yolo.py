@@ -35,7 +35,7 @@ class Yolo(Augmentation):
         flip: None mirrors unless the data says that a mirror image changes its class.
     """
 
-    moves = ("boxes", "masks")
+    moves = ("boxes", "masks", "keypoints")
 
     def __init__(
         self,
