@@ -61,11 +61,11 @@ def run(config: DictConfig, action: str, options: DictConfig | None = None) -> i
     return Exit.DONE
 
 
-def _task_for(config: DictConfig, fields: tuple[str, ...] | None = None) -> DictConfig:
+def _task_for(config: DictConfig, fields: tuple[tuple[str, ...], ...] | None = None) -> DictConfig:
     """The task's node, or where the data does not serve it, that of the first that it does.
 
     Args:
-        fields: what the task's targets must hold, so that another one will not do.
+        fields: one of them is what the task's targets must hold, so that another will not do.
     """
     cls = build.target(config, "data")
     others = [OmegaConf.load(path) for path in sorted((compose.conf_dir() / "task").glob("*.yaml"))]
@@ -73,11 +73,11 @@ def _task_for(config: DictConfig, fields: tuple[str, ...] | None = None) -> Dict
         chosen = OmegaConf.create({"task": node, "trust": config.get("trust", [])})
         own = build.task(chosen).fields
         with contextlib.suppress(UserError):
-            if fields is None or own == fields:
+            if fields is None or own in fields:
                 cls.serving(own)
                 return node
     if fields is not None:
-        cls.serving(fields)  # says what is lacking
+        cls.serving(fields[0])  # says what is lacking
     return config.task
 
 

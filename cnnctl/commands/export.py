@@ -1,4 +1,4 @@
-"""``cnnctl data export data=... format=coco output=...``: boxes and images for other programs."""
+"""``cnnctl data export data=... format=coco output=...``: boxes, masks and images for others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnnctl.data.write_boxes import Tick, write_coco, write_voc
 from cnnctl.engine.console import Console
 from cnnctl.errors import Exit, UserError
 
-FIELDS = ("boxes",)  # of the targets that are written
+FIELDS = (("boxes",), ("boxes", "masks"))  # of the targets that are written
 
 
 def run(options: DictConfig, read: Callable[[], Mapping[str, Dataset]]) -> None:
@@ -46,7 +46,12 @@ def run(options: DictConfig, read: Callable[[], Mapping[str, Dataset]]) -> None:
             bar.close()
     counts = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
     console.say(f"written: {counts}, to {folder}")
-    console.say(f"read again by: data=boxes data.root={folder}")
+    masks = any("masks" in data.fields for data in splits.values())
+    if masks and options.format == "voc":
+        console.say("boxes alone: format=coco has the masks too")
+        masks = False
+    name = "instances" if masks else "boxes"
+    console.say(f"read again by: data={name} data.root={folder}")
 
 
 def _share_names(splits: Sequence[Any]) -> bool:

@@ -127,6 +127,13 @@ class Instances(OwnFolder):
         """As ``COCOBoxes.all_truth``; None of index masks, whose boxes are whole numbers."""
         return self.own.all_truth() if isinstance(self.own, COCOMasks) else None
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(h, w), by the mask or the JSON."""
+        if isinstance(self.own, COCOMasks):
+            h, w = self.own.index.sizes[self.own.chosen[index]].tolist()
+            return h, w
+        return self.own.image_size(index)
+
     def path(self, index: int) -> str:
         return self.own.path(index)
 
@@ -142,6 +149,9 @@ class Instances(OwnFolder):
 
     def remarks(self) -> list[str]:
         return [*self._made, *self.own.remarks()]
+
+    def doubts(self) -> list[str]:
+        return self.own.doubts()
 
     @classmethod
     def fetch(cls, root: str | None) -> str:

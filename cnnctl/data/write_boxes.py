@@ -1,9 +1,9 @@
 """Write the boxes of a data set in COCO's or in VOC's format, for other programs and for this one.
 
-What is read back is what was written: boxes, classes, crowds and difficult ones. VOC's format has
-no crowd: it is written as difficult, which is what others make of it, and marked by an element of
-its own. A side of less than a pixel cannot be said in VOC's format, and becomes the pixels that it
-touches.
+What is read back is what was written: boxes, classes, crowds and difficult ones, in COCO's format
+masks too. VOC's format has no crowd: it is written as difficult, which is what others make of it,
+and marked by an element of its own. A side of less than a pixel cannot be said in VOC's format, and
+becomes the pixels that it touches.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cnnctl.data.base import Dataset
 from cnnctl.data.coco_results import ids_of
 from cnnctl.data.image_file import printable
 from cnnctl.data.voc_xml import Box, to_voc
+from cnnctl.data.write_masks import Mask, masks_of, run_lengths
 from cnnctl.errors import Exit, UserError
 
 Tick = Callable[[int], object]  # with the number of images that are done
@@ -41,16 +42,18 @@ class _Row:
     crowd: bool
     area: float
     marks: tuple[str, ...]  # difficult, truncated, occluded: those that it is
+    mask: Mask | None = None  # where the data has masks
 
 
 def write_coco(data: Dataset, file: Path, tick: Tick = lambda _: None) -> Path:
     """Write an annotation file in COCO's format; ids are the data's own, else from 1 up.
 
     Difficult, truncated and occluded boxes have a key of that name, which other programs do not
-    look at.
+    look at. Masks are written as compressed run lengths, which lose no pixel; pixels that belong to
+    nobody (VOC's borders) have no place in the format.
 
     Args:
-        data: a data set of boxes.
+        data: a data set of boxes, or of boxes and masks.
         file: is not there yet.
 
     Returns:
@@ -74,9 +77,10 @@ def write_coco(data: Dataset, file: Path, tick: Tick = lambda _: None) -> Path:
         try:
             with open(temporary, "x", encoding="utf-8") as out:
                 out.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
-                _write_list(out, _image_records(data, image_ids, names, tick))
+                sizes: list[tuple[int, int]] = []
+                _write_list(out, _image_records(data, image_ids, names, sizes, tick))
                 out.write('],\n"annotations": [')
-                _write_list(out, _annotation_records(data, image_ids, category_ids))
+                _write_list(out, _annotation_records(data, image_ids, category_ids, sizes))
                 out.write("]}\n")
             os.replace(temporary, file)
         finally:
@@ -85,18 +89,20 @@ def write_coco(data: Dataset, file: Path, tick: Tick = lambda _: None) -> Path:
 
 
 def _image_records(
-    data: Dataset, ids: list[int], names: list[str], tick: Tick
+    data: Dataset, ids: list[int], names: list[str], sizes: list[tuple[int, int]], tick: Tick
 ) -> Iterator[dict[str, Any]]:
+    """A record of each image, whose (h, w) is added to ``sizes``."""
     for index, (h, w) in enumerate(_sizes(data)):
+        sizes.append((h, w))
         yield {"id": ids[index], "width": w, "height": h, "file_name": names[index]}
         tick(index + 1)
 
 
 def _annotation_records(
-    data: Dataset, image_ids: list[int], category_ids: list[int]
+    data: Dataset, image_ids: list[int], category_ids: list[int], sizes: list[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
     number = 0
-    for image_id, rows in zip(image_ids, _truth(data), strict=True):
+    for image_id, size, rows in zip(image_ids, sizes, _truth(data), strict=True):
         for row in rows:
             number += 1  # not from 0: evaluation programs take that for no match
             left, top, right, bottom = row.box
@@ -107,6 +113,7 @@ def _annotation_records(
                 "iscrowd": int(row.crowd),
                 "bbox": [left, top, right - left, bottom - top],
                 "area": row.area,
+                **({} if row.mask is None else {"segmentation": run_lengths(row.mask, size)}),
                 **dict.fromkeys(row.marks, 1),
             }
 
@@ -201,12 +208,15 @@ def _number(value: float) -> str:
 
 
 def _truth(data: Any) -> Iterator[list[_Row]]:
-    """The boxes of each sample, from the arrays of a data set that has them."""
+    """The boxes of each sample, from the arrays of a data set that has them, and its masks."""
+    masked = "masks" in data.fields
     whole = data.all_truth() if hasattr(data, "all_truth") else None
     ends = None if whole is None else np.searchsorted(whole["image"], np.arange(len(data) + 1))
     for index in range(len(data)):
+        target: dict[str, Any] = {}
+        if whole is None or masked:
+            target = data.truth(index) if hasattr(data, "truth") else data[index][1]
         if whole is None or ends is None:
-            target = data[index][1]
             columns = {name: target[name].numpy() for name in (*_COLUMNS, "difficult")}
         else:
             own = slice(int(ends[index]), int(ends[index + 1]))
@@ -215,9 +225,10 @@ def _truth(data: Any) -> Iterator[list[_Row]]:
         if hasattr(data, "attributes"):
             marks |= data.attributes(index)
         lists = zip(*(columns[name].tolist() for name in _COLUMNS), strict=True)
+        masks = masks_of(target) if masked else [None] * len(columns["labels"])
         yield [
-            _Row(tuple(box), label, crowd, area, tuple(name for name in marks if marks[name][row]))
-            for row, (box, label, crowd, area) in enumerate(lists)
+            _Row(tuple(box), label, crowd, area, tuple(m for m in marks if marks[m][row]), mask)
+            for row, ((box, label, crowd, area), mask) in enumerate(zip(lists, masks, strict=True))
         ]
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from cnnctl.data.boxes import Boxes
 from cnnctl.data.digit_boxes import DigitBoxes
+from cnnctl.data.digit_masks import DigitMasks
+from cnnctl.data.instances import Instances
 from cnnctl.errors import Exit
 
 FEW = (
@@ -104,3 +106,28 @@ def test_what_is_refused(overrides, code, words, command, tmp_path, capsys):
 def test_other_actions_have_no_such_keys(command, capsys):
     assert command("data", "list", "format=coco") == Exit.CONFIG
     assert "format: unknown key" in capsys.readouterr().err
+
+
+def test_masks_of_digits_become_coco_and_are_read_again(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ("task=instance", *FEW, "format=coco", f"output={out}")
+    assert command("data", "export", *given) == 0
+    assert f"read again by: data=instances data.root={out}" in capsys.readouterr().out
+    for split, count in zip(SPLITS, (8, 3, 2), strict=True):
+        given = DigitMasks(split, None, 32, (1, 3), (0.3, 0.6), 8, 3, 2)
+        found = Instances(split, str(out), classes=tuple("0123456789"))
+        assert len(found) == count
+        for index in range(count):
+            (image, truth), (pixels, read) = given[index], found[index]
+            assert torch.equal(image, pixels)
+            assert truth.keys() == read.keys()
+            for name in ("boxes", "labels", "area", "frames", "crops", "bits"):
+                assert torch.equal(truth[name], read[name]), name
+
+
+def test_masks_are_not_in_vocs_format(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command("data", "export", "task=instance", *FEW, "format=voc", f"output={out}") == 0
+    said = capsys.readouterr().out
+    assert "boxes alone: format=coco has the masks too" in said
+    assert "read again by: data=boxes" in said

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as api
 
 from cnnctl.data.base import Dataset
 from cnnctl.data.boxes import Boxes
 from cnnctl.data.coco_boxes import COCOBoxes
 from cnnctl.data.digit_boxes import DigitBoxes
+from cnnctl.data.instances import Instances
+from cnnctl.data.mask_file import write_mask
 from cnnctl.data.voc_boxes import VOCBoxes
 from cnnctl.data.write_boxes import write_coco, write_voc
 from cnnctl.errors import Exit, UserError
+from cnnctl.ops.masks import cropped, pack
 
 W, H = 20, 10
 ALL: dict[str, Any] = {"validation": 0.0, "test": 0.0}
@@ -205,3 +209,47 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UserError, match="has control characters"):
         write_coco(data, tmp_path / "other.json")
     assert not (tmp_path / "other.json").exists()
+
+
+class Outlined(Own):
+    """Masks of every kind: overlapping, in two parts, a crowd; boxes that are not tight."""
+
+    fields = ("boxes", "masks")
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        image, target = super().__getitem__(index)
+        generator = torch.Generator().manual_seed(index)
+        drawn = torch.rand(index, H, W, generator=generator) < 0.02
+        drawn[:, 5, 9] = True  # one pixel at least
+        parts = [cropped(mask) for mask in drawn]
+        bits, crops = pack([crop for crop, _ in parts])
+        frames = torch.stack([frame for _, frame in parts]) if parts else torch.zeros(0, 4)
+        self.drawn = drawn
+        return image, {**target, "frames": frames, "crops": crops, "bits": bits}
+
+
+def test_masks_come_back(tmp_path):
+    data = Outlined(tmp_path)
+    write_coco(data, tmp_path / "pictures/all.json")
+    found = Instances("train", str(tmp_path / "pictures"), **ALL)
+    same(found, data, ("boxes", "crowd", "area", "frames", "crops", "bits"))
+    rows = json.loads((tmp_path / "pictures/all.json").read_text())["annotations"]
+    _ = data[3]
+    for row, expected in zip(rows[3:], data.drawn.numpy(), strict=True):  # as others read it
+        assert (api.decode(row["segmentation"]).astype(bool) == expected).all()
+
+
+def test_index_masks_become_run_lengths_and_come_back(tmp_path):
+    numbers = torch.randint(0, 4, (H, W), generator=torch.Generator().manual_seed(0)).byte()
+    for name, mask in (("a", numbers), ("b", numbers * 0), ("c", numbers.flip(0))):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (W, H)).save(tmp_path / f"images/{name}.png")
+        write_mask(tmp_path / f"masks/{name}.png", mask)
+    data = Instances("train", str(tmp_path), **ALL)
+    write_coco(data, tmp_path / "images/all.json")
+    found = Instances("train", str(tmp_path), format="coco", **ALL)
+    same(found, data, ("boxes", "crowd", "difficult", "area", "frames", "crops", "bits"))
+    write_coco(found, tmp_path / "again.json")
+    first, again = ((tmp_path / name).read_text() for name in ("images/all.json", "again.json"))
+    assert first == again
