@@ -98,6 +98,7 @@ def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
         "num_classes": len(data.classes),
         "classes": tuple(data.classes),
         "size": size,
+        "skeleton": getattr(data, "skeleton", None),
     }
     if config.backbone:
         parts["backbone"] = _build(config, "backbone", in_channels=data.channels)
@@ -143,7 +144,7 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
             bind(cls, _values(config, group), group, partial=True)
     the_task, model_cls = task(config), target(config, "model")
     names = {group: f"{group}={chosen.get(group, '?')}" for group in _ALLOWED}
-    if isinstance(model_cls, type) and not issubclass(model_cls, the_task.model):
+    if isinstance(model_cls, type) and not the_task.takes(model_cls):
         raise UserError(
             f"{names['model']} does not do {names['task']}",
             field="model",

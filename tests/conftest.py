@@ -117,7 +117,7 @@ def tasks_of() -> Callable[[str], list[str]]:
         target = build.target(settings(f"model={model}"), "model")
         made = target if isinstance(target, type) else get_type_hints(target)["return"]
         tasks = {name: task(name) for name in compose.groups()["task"]}
-        found = [name for name, task in tasks.items() if issubclass(made, task.model)]
+        found = [name for name, task in tasks.items() if task.takes(made)]
         assert found, f"model={model} does no task"
         return found
 

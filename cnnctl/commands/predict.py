@@ -25,6 +25,7 @@ from cnnctl.data.loaders import Normalize
 from cnnctl.data.mask_file import write_mask
 from cnnctl.data.own_images import Item, find_images, read_ahead
 from cnnctl.data.palette import voc_palette
+from cnnctl.data.skeleton import Skeleton
 from cnnctl.data.write_numbers import write_numbers
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
@@ -51,6 +52,7 @@ class Facts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     palette: tuple[tuple[int, int, int], ...] | None
+    skeleton: Skeleton | None = None
     mirror: bool = False  # for training only
 
     @classmethod
@@ -63,6 +65,7 @@ class Facts:
             tuple(state["mean"]),
             tuple(state["std"]),
             tuple((r, g, b) for r, g, b in state.get("palette") or ()) or None,
+            Skeleton.of(state["skeleton"]) if state.get("skeleton") else None,
         )
 
 
@@ -81,6 +84,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     state = checkpoint.read(path)
     config, _ = rebuild(state, path, settings, overrides, config_dir)
     trainer, task, facts = build.trainer(config), build.task(config), Facts.of(state)
+    task = task.knowing(facts) if task.knowing is not None else task
     machine = trainer.machine(Processes())
     augmentation = build.augmentation(config, facts)
     model = load(config, state, facts, augmentation.size)

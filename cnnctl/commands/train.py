@@ -339,6 +339,7 @@ def _describe(
         "classes": list(train.classes),
         "channels": train.channels,
         "palette": [list(colour) for colour in train.palette] if train.palette else None,
+        "skeleton": train.skeleton.plain() if train.skeleton else None,
         "native": list(train.size) if train.size else None,
         "mean": list(train.mean),
         "std": list(train.std),

@@ -64,9 +64,11 @@ class Model(nn.Module, ABC):
     Attributes:
         eval_pixels: of the images that are evaluated at once, by default.
         rebuilt: the layers that start at random in spite of published weights, by name.
+        needs: columns of the truth without which it cannot be built: a task must have them.
     """
 
     eval_pixels: ClassVar[int] = 1 << 26
+    needs: ClassVar[tuple[str, ...]] = ()
     rebuilt: tuple[str, ...] = ()
 
     @abstractmethod

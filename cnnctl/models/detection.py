@@ -24,16 +24,19 @@ class Truth:
         boxes: (N, R, 4).
         labels: (N, R) int64, -1 where there is no box.
         masks: of the same rows; None where the data has none.
+        keypoints: (N, R, J, 3) x, y and visibility; None where the data has none.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Masks | None = None
+    keypoints: Tensor | None = None
 
     def at(self, rows: Tensor | slice) -> Truth:
         """That of some images."""
         masks = self.masks.at(rows) if self.masks is not None else None
-        return Truth(self.boxes[rows], self.labels[rows], masks)
+        keypoints = self.keypoints[rows] if self.keypoints is not None else None
+        return Truth(self.boxes[rows], self.labels[rows], masks, keypoints)
 
 
 class DetectionModel(Model):
@@ -117,15 +120,18 @@ def truth_of(images: Images, targets: Targets) -> Truth:
     for column in (targets.crowd, targets.difficult):
         if column is not None:
             labels = labels.masked_fill(column, -1)
-    masks = _masks_of(targets)
+    masks, keypoints = _masks_of(targets), targets.keypoints
     if images.sizes == images.originals:
-        return Truth(boxes, labels, masks)
+        return Truth(boxes, labels, masks, keypoints)
     factors = _factors(images.originals, images.sizes, boxes.device)
     if masks is not None:
         masks.frames = masks.frames * factors
         if masks.void_frame is not None:
             masks.void_frame = masks.void_frame * factors[:, 0]
-    return Truth(boxes * factors, labels, masks)
+    if keypoints is not None:
+        place = keypoints[..., :2] * factors[:, :, None, :2]
+        keypoints = torch.cat([place, keypoints[..., 2:]], 3)
+    return Truth(boxes * factors, labels, masks, keypoints)
 
 
 def _masks_of(targets: Targets) -> Masks | None:

@@ -42,6 +42,12 @@ class Task:
         tables: evaluator -> (title, columns, rows) of tables that ``eval`` prints below it.
         results: (evaluator, data) -> records of what was predicted, for other programs to score,
             and for ``eval predictions=``.
+        mistakes: (evaluator, data) -> a picture (H, W, 3) of the images with the most mistakes;
+            None where there is none.
+        held: (training data, images of a batch) -> bytes that the truth takes, first as it is held
+            and then in other ways, each by what ``info`` calls it.
+        knowing: facts of the data -> the task, where what it describes and draws needs more of
+            them than the classes (the names of points).
         prepare: gives a new model what the task decides for it (its loss, how it is tested).
         learn: (training data, watch) -> what the loss takes from it, by its name in the model's
             state; asked for before the first step only. It calls ``watch(done, total)`` as it goes,
@@ -67,6 +73,14 @@ class Task:
     line: tuple[str, ...] = ()
     tables: Callable[[Any], list[Table]] = lambda evaluator: []
     results: Callable[[Any, Dataset], list[dict[str, Any]]] | None = None
+    knowing: Callable[[Any], Task] | None = None
+
+    def takes(self, model: type[Model]) -> bool:
+        """Can a model of that class do it?"""
+        return issubclass(model, self.model) and set(model.needs) <= set(self.fields)
+
+    mistakes: Callable[[Any, Dataset], Tensor | None] | None = None
+    held: Callable[[Dataset, int], dict[str, int]] | None = None
 
 
 def best_and_worst_class(evaluator: Any) -> list[tuple[str, str]]:
