@@ -16,6 +16,7 @@ from cnnctl.box_pictures import _LARGE, _LEGEND, _SMALL, COLUMNS, SHOWN, SIDE, S
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
 from cnnctl.instance_mistakes import Case, cases_of, decoded, draw_mistakes, with_pixels
+from cnnctl.mask_target_pictures import draw_batch_targets, stacked
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.models.base import Model
 from cnnctl.shape_marks import Shape, drawn, over, shades, shapes_of
@@ -63,6 +64,8 @@ def draw_evaluation(
         ),
         **box_pictures._charts(evaluator, data.classes, colours),
     }
+    if targets := draw_batch_targets(model, seen[0][0], data):
+        named["val/mask_targets"] = stacked(targets)
     return {name: picture for name, picture in named.items() if picture is not None}
 
 

@@ -1,4 +1,5 @@
-"""``cnnctl info draw=anchors|proposals``: what a detector looks at before it decides, as a picture.
+"""``cnnctl info draw=anchors|proposals|targets``: what a detector looks at before it decides, and
+what masks are learnt from, as a picture.
 
 Drawn on the images of a training batch, augmented as they are.
 """
@@ -6,12 +7,10 @@ Drawn on the images of a training batch, augmented as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from cnnctl.data.image_file import printable
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.errors import Exit, UserError
+from cnnctl.mask_target_pictures import draw_batch_targets, stacked
 from cnnctl.models.detection import DetectionModel, truth_of
 from cnnctl.randomness import key
 from cnnctl.structures import Batch
@@ -32,6 +32,7 @@ IMAGES = 4  # of a batch that are drawn
 _WITH = {  # what such a network has, and one that has it
     "anchors": "model=faster_rcnn, retinanet and ssd have them",
     "proposals": "model=faster_rcnn has them",
+    "targets": "with task=instance model=mask_rcnn has them",
 }
 
 
@@ -49,7 +50,7 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None
     if options.draw not in _WITH:
         raise UserError(
             f'there is nothing to draw called "{options.draw}"', field="draw",
-            advice="anchors or proposals",
+            advice="anchors, proposals or targets",
         )  # fmt: skip
     console = Console()
     data = build.dataset(config, "train")
@@ -62,7 +63,7 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None
         )
     name = f"{options.draw}-{chosen['model']}-{chosen['data']}.png"
     path = Path(options.output or name).expanduser().absolute()
-    _write(_stacked(drawn), path)
+    _write(stacked(drawn), path)
     console.say(f"{options.draw}: {path}")
 
 
@@ -84,6 +85,8 @@ def _drawn(config: DictConfig, data: Dataset, what: str, console: Console) -> li
     count = min(trainer.batch_size, len(data))  # the first step's own
     with torch.inference_mode(), machine.autocast():
         batch = next(iter(loader.train(0, 1, count, 0))).rows(slice(IMAGES))
+        if what == "targets":
+            return draw_batch_targets(model, batch, data) or None
         features = model.features(batch.images.pixels)
         return (_anchors if what == "anchors" else _proposals)(model, features, batch, data)
 
@@ -121,13 +124,6 @@ def _images(batch: Batch, data: Dataset) -> list[Tensor]:
     pixels = pictures.displayable(batch.images.pixels, data.mean, data.std)
     sizes = batch.images.sizes
     return [image[:, :h, :w] for image, (h, w) in zip(pixels, sizes, strict=True)]
-
-
-def _stacked(drawn: Sequence[Tensor]) -> Tensor:
-    """(H, W, 3) pictures one below the other, on white."""
-    width = max(picture.shape[1] for picture in drawn)
-    padded = [F.pad(p, (0, 0, 0, width - p.shape[1]), value=255) for p in drawn]
-    return torch.cat(padded)
 
 
 def _write(picture: Tensor, path: Path) -> None:

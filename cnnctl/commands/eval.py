@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl.commands import eval_predictions
@@ -42,6 +44,7 @@ class Scores:
     speed: Speed | None = None
     tables: Sequence[Table] = ()  # beside the metrics
     results: Callable[[], list[dict[str, Any]]] | None = None  # for other programs to score
+    mistakes: Callable[[], Tensor | None] | None = None  # a picture of the worst images
 
 
 def run(settings: DictConfig, overrides: list[str], config_dir: str | None = None) -> int:
@@ -170,6 +173,7 @@ def score(
         seconds = time.perf_counter() - start
         speed = measured(model, loader, machine) if timed else None
     results = task.results if by_heart is None else None  # ids are of the whole split
+    mistakes = task.mistakes
     return Scores(
         metrics,
         task.table(evaluator),
@@ -179,6 +183,7 @@ def score(
         speed,
         task.tables(evaluator),
         None if results is None else lambda: results(evaluator, data),
+        None if mistakes is None else lambda: mistakes(evaluator, data),
     )
 
 
@@ -215,15 +220,24 @@ def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> 
 def write_scores(directory: Path, split: str, scores: Scores) -> list[Path]:
     """eval-<split>.json in the run directory: metrics, figures of each class, confusion matrix.
 
-    Where other programs score such predictions, predictions-<split>.json too.
+    Where other programs score such predictions, predictions-<split>.json too; where the task draws
+    them and there are some, the images with the most mistakes as mistakes-<split>.png.
     """
+    from PIL import Image
+
     path = directory / f"eval-{split}.json"
     details = scores.evaluator.details()
     record = {"split": split, "images": scores.images, **scores.metrics, **details}
     checkpoint.write_whole(path, json.dumps(record, indent=1).encode())
-    if scores.results is None:
-        return [path]
-    other = directory / f"predictions-{split}.json"
-    lines = ",\n".join(json.dumps(row) for row in scores.results())
-    checkpoint.write_whole(other, f"[{lines}]\n".encode())
-    return [path, other]
+    written = [path]
+    if scores.results is not None:
+        written.append(directory / f"predictions-{split}.json")
+        lines = ",\n".join(json.dumps(row) for row in scores.results())
+        checkpoint.write_whole(written[-1], f"[{lines}]\n".encode())
+    picture = None if scores.mistakes is None else scores.mistakes()
+    if picture is not None:
+        written.append(directory / f"mistakes-{split}.png")
+        encoded = io.BytesIO()
+        Image.fromarray(picture.numpy()).save(encoded, "PNG")
+        checkpoint.write_whole(written[-1], encoded.getvalue())
+    return written

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from cnnctl import build
 from cnnctl.engine.layers import Layers, Row, layer_table
+from cnnctl.errors import UserError
 
 
 def run(config: DictConfig, chosen: dict[str, str]) -> None:
@@ -32,7 +35,7 @@ def run(config: DictConfig, chosen: dict[str, str]) -> None:
         f" -> {len(facts.classes)} classes"
     )
     console.print(table(layers, title))
-    for line in totals(layers):
+    for line in [*totals(layers), *_truth(config, facts)]:
         console.print(line, highlight=False)
 
 
@@ -60,6 +63,21 @@ def totals(layers: Layers) -> list[str]:
         f"activations  {scaled(layers.activation_bytes)}B an image, forward (float32)",
         "field        side in pixels of the input that one output position sees, borders ignored",
     ]
+
+
+def _truth(config: DictConfig, facts: Any) -> list[str]:
+    """What the truth of a batch takes, where a task has more ways than one to hold it."""
+    task, batch_size = build.task(config), build.trainer(config).batch_size
+    if task.held is None:
+        return []
+    data = facts
+    if isinstance(facts, type):
+        try:
+            data = build.dataset(config, "train")
+        except UserError:  # without data the network can still be looked at
+            return []
+    held = [f"{scaled(count)}B {way}" for way, count in task.held(data, batch_size).items()]
+    return [f"truth        {', '.join(held)} (a batch of {batch_size})"]
 
 
 def scaled(count: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cnnctl import box_pictures, pictures
@@ -82,17 +82,22 @@ def tables(evaluator: DetectionEvaluator) -> list[Table]:
         "voc07_ap": "VOC07",
         "voc10_ap": "VOC10",
     }
-    figures = details["per_class"]
-    named = list(figures["coco_ap"])
-    rows = [(name, *(f"{figures[key][name]:.2%}" for key in protocols)) for name in named[:_LISTED]]
-    if more := len(named) - len(rows):
-        rows.append((f"and {more:,} more", *[""] * len(protocols)))
+    rows = of_classes([details["per_class"][key] for key in protocols])
     threshold, right = details["threshold"], details["right"]
     kinds = [("right", f"{right:,}"), *((k, f"{n:,}") for k, n in details["errors"].items())]
     return [
         ("average precision", ("class", *protocols.values()), rows),
         (f"detections with a score of at least {threshold:g}", ("", "count"), kinds),
     ]
+
+
+def of_classes(figures: Sequence[Mapping[str, float]]) -> list[tuple[str, ...]]:
+    """The first classes, each with its figure of every column."""
+    named = list(figures[0])
+    rows = [(name, *(f"{one[name]:.2%}" for one in figures)) for name in named[:_LISTED]]
+    if more := len(named) - len(rows):
+        rows.append((f"and {more:,} more", *[""] * len(figures)))
+    return rows
 
 
 def results(evaluator: DetectionEvaluator, data: Dataset) -> list[dict[str, Any]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnctl import instance_pictures
+from cnnctl import instance_mistakes, instance_pictures
+from cnnctl.data.base import Dataset
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.models.instance import InstanceModel
 from cnnctl.ops.run_lengths import decode
 from cnnctl.shape_marks import first_on_top, shape_of
-from cnnctl.structures import Predictions
+from cnnctl.structures import Predictions, collate
 from cnnctl.tasks import detect
 from cnnctl.tasks.base import Description, Table, Task, best_and_worst_class
 
@@ -47,6 +48,8 @@ def instance(shown: float = 0.5, boundary: bool = False, maps: bool = False) -> 
         table=best_and_worst_class,
         tables=_tables,
         results=detect.results,
+        mistakes=instance_mistakes.draw_mistakes,
+        held=_bytes,
     )
 
 
@@ -84,4 +87,47 @@ def _found(
 
 
 def _tables(evaluator: InstanceEvaluator) -> list[Table]:
-    return detect.tables(evaluator)
+    """Boxes and masks side by side, of all and of each class, and what is wrong."""
+    metrics, details = evaluator.compute(), evaluator.details()
+    pairs = [
+        (name, metrics.get(f"coco_{key}"), metrics.get(f"coco_mask_{key}"))
+        for name, key in _SIDE_BY_SIDE.items()
+    ]
+    rows = [(name, *(_percent(value) for value in pair)) for name, *pair in pairs]
+    figures = details["per_class"]
+    columns = [figures[key] for key in _PER_CLASS]
+    _, errors = detect.tables(evaluator)
+    return [
+        ("COCO", ("", "box", "mask"), rows),
+        ("average precision", ("class", *_PER_CLASS.values()), detect.of_classes(columns)),
+        errors,
+    ]
+
+
+_SIDE_BY_SIDE = {
+    **{"AP": "ap", "AP50": "ap50", "AP75": "ap75"},
+    **{"AP small": "ap_small", "AP medium": "ap_medium", "AP large": "ap_large"},
+    **{"AR 1": "ar1", "AR 10": "ar10", "AR 100": "ar100"},
+}
+_PER_CLASS = {
+    **{"coco_ap": "box AP", "coco_mask_ap": "mask AP"},
+    **{"coco_ap50": "box AP50", "coco_mask_ap50": "mask AP50"},
+}
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _bytes(data: Dataset, batch_size: int) -> dict[str, int]:
+    """What the masks of a batch take as they are held, and what they would take as pixels."""
+    count = min(batch_size, len(data))
+    places = [place * len(data) // count for place in range(count)]
+    batch = collate([(place, *data[place]) for place in places])
+    truth, (h, w) = batch.targets, batch.images.pixels.shape[2:]
+    columns = [c for c in (truth.bits, truth.crops, truth.frames) if c is not None]
+    assert truth.labels is not None
+    return {
+        "as bits of masks": sum(column.numel() * column.element_size() for column in columns),
+        f"as a byte for each pixel of {w} x {h}": truth.labels.numel() * h * w,
+    }
