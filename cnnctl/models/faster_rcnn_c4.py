@@ -202,8 +202,11 @@ class FasterRCNNC4(DetectionModel):
 
     def _read(self, maps: Tensor, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, K, 4) deltas."""
-        size = (self.bins, self.bins)
-        return self.head(roi_pool(maps, boxes, image, size, 1 / self.stride))
+        return self.head(self.pooled(maps, boxes, image))
+
+    def pooled(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+        """(B, C, bins, bins) of boxes (B, 4)."""
+        return roi_pool(maps, boxes, image, (self.bins, self.bins), 1 / self.stride)
 
 
 class _RegionHead(nn.Module):
@@ -219,7 +222,10 @@ class _RegionHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.top(pooled)
+        return self.named(self.top(pooled))
+
+    def named(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, width) -> (B, K + 1) logits and (B, K, 4) deltas."""
         return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(1, (-1, 4))
 
 

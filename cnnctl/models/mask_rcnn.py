@@ -167,7 +167,7 @@ class MaskHead(nn.Sequential):
         super().__init__(
             *(nn.Sequential(nn.Conv2d(c, width, 3, padding=1), nn.ReLU()) for c in given)
         )
-        _start(self)
+        start_layers(self)
         self.register_load_state_dict_pre_hook(_with_present_names)
 
 
@@ -178,7 +178,7 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.conv5_mask = nn.ConvTranspose2d(channels, width, 2, 2)
         self.mask_fcn_logits = OneOutput(width, outputs)
-        _start(self)
+        start_layers(self)
 
     def forward(self, hidden: Tensor, output: Tensor) -> Tensor:
         """(B, channels, h, w) and which mask (B,) is asked for -> logits (B, 2h, 2w)."""
@@ -200,7 +200,7 @@ class OneOutput(nn.Module):
         return own.view(len(maps), *maps.shape[2:]) + self.bias[output, None, None]
 
 
-def _start(layers: nn.Module) -> None:
+def start_layers(layers: nn.Module) -> None:
     """At random as He et al. have it, arXiv:1502.01852; biases at 0."""
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
