@@ -63,7 +63,9 @@ def test_pixels_are_those_of_the_dense_mask(monkeypatch, at_once):
 def test_pixels_are_packed_as_crops_are():
     masks, boxes = scene(seed=1)
     image, row = (torch.tensor(v) for v in ([1, 0, 0, 1, 1], [2, 0, 3, 1, 0]))  # in any order
-    expected = [dense(masks, boxes, n, r) for n, r in zip(image, row, strict=True)]
+    expected = [
+        dense(masks, boxes, n, r) for n, r in zip(image.tolist(), row.tolist(), strict=True)
+    ]
     extents, parts = Extents(5, torch.device("cpu")), []
     for pixels in pixels_of(masks, image, row, boxes[image, row], SIZE):
         extents.add(pixels)
