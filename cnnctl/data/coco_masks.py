@@ -15,8 +15,7 @@ from torch import Tensor
 
 from cnnctl.data.base import Dataset
 from cnnctl.data.coco_boxes import COCOBoxes
-from cnnctl.data.coco_outlines import bits_of, extents
-from cnnctl.data.coco_paint import runs_of
+from cnnctl.data.coco_outlines import bits_of, extents, runs_of_all
 
 _APART = 3  # pixels that a mask may end beside its box, and
 _ALIKE = 0.5  # the overlap of the two that is enough where it is more
@@ -57,8 +56,10 @@ class COCOMasks(COCOBoxes):
         rows = rows[self.usable(rows) & (self.table[self.index.categories[rows]] >= 0)]
         frames = self.drawn[rows, :4].astype(np.int64)
         parts = [
-            bits_of(runs_of(self.index, row, h, w), h, (x1, y1, x2, y2))
-            for row, (x1, y1, x2, y2) in zip(rows.tolist(), frames.tolist(), strict=True)
+            bits_of(runs, h, (x1, y1, x2, y2))
+            for runs, (x1, y1, x2, y2) in zip(
+                runs_of_all(self.index, rows.tolist(), h, w), frames.tolist(), strict=True
+            )
         ]
         lengths = np.array([len(part) for part in parts], np.int64)
         crops = (
@@ -114,14 +115,16 @@ class COCOMasks(COCOBoxes):
         """(A,) bool: does one of its polygons reach past the edge of its image (A,)?"""
         index = self.index
         past = np.zeros(len(images), bool)
-        if not len(index.coordinates):
+        if not len(index.coordinate_ends):
             return past
-        counts = np.diff(index.polygon_ends, prepend=0)
-        points = np.diff(index.coordinate_ends, prepend=0)
-        owner = np.repeat(np.repeat(np.arange(len(images)), counts), points)  # of each coordinate
-        # x and y in turn; every polygon has as many of one as of the other.
-        limit = index.sizes[images[owner], 1 - np.arange(len(owner)) % 2]
-        past[owner[(index.coordinates < -0.01) | (index.coordinates > limit + 0.01)]] = True
+        # (P,) of each polygon; the coordinates are x and y in turn, so each begins with an x.
+        owner = np.repeat(np.arange(len(images)), np.diff(index.polygon_ends, prepend=0))
+        starts = np.concatenate(([0], index.coordinate_ends[:-1] // 2))
+        for axis, limit in ((0, 1), (1, 0)):
+            line = index.coordinates[axis::2]
+            low, high = (f.reduceat(line, starts) for f in (np.minimum, np.maximum))
+            sides = index.sizes[images[owner], limit]
+            past[owner[(low < -0.01) | (high > sides + 0.01)]] = True
         return past
 
     def _apart(self, images: np.ndarray) -> np.ndarray:

@@ -35,9 +35,8 @@ def _extents(index: Index) -> np.ndarray:
             runs = index.runs[between(index.run_ends, row)]
             if len(runs):
                 found[row] = extent(runs, h)
-            elif polygons := index.polygons(row):
-                parts: Any = native.frPyObjects(polygons, h, w)
-                drawn[row] = parts[0] if len(parts) == 1 else native.merge(parts)
+            elif shape := _native(index, row, h, w):
+                drawn[row] = shape
         if drawn:
             rows, shapes = list(drawn), list(drawn.values())
             boxes = np.asarray(native.toBbox(shapes)).astype(np.int32)  # x, y, width, height
@@ -65,7 +64,7 @@ def extent(runs: np.ndarray, height: int) -> tuple[int, int, int, int, int]:
     return int(left[0]), y1, int(right[-1]) + 1, y2, int(lengths.sum())
 
 
-def bits_of(runs: Sequence[int], height: int, box: tuple[int, int, int, int]) -> np.ndarray:
+def bits_of(runs: np.ndarray, height: int, box: tuple[int, int, int, int]) -> np.ndarray:
     """The part ``box`` (xyxy, not empty) of an object as bits: (rows * ceil(columns / 8),) uint8.
 
     Args:
@@ -75,8 +74,50 @@ def bits_of(runs: Sequence[int], height: int, box: tuple[int, int, int, int]) ->
         As a crop of ops/masks.py: row by row, each in whole bytes.
     """
     x1, y1, x2, y2 = box
-    ends = (np.cumsum(runs) - x1 * height).clip(0, (x2 - x1) * height)
-    ones = (np.arange(len(ends)) & 1).astype(np.uint8)
-    flat = np.repeat(ones, np.diff(ends, prepend=0))  # of the box's columns alone
-    columns = flat.reshape(x2 - x1, height)[:, y1:y2]
-    return np.ascontiguousarray(np.packbits(columns, axis=0).T).ravel()
+    ends = runs.cumsum(dtype=np.int64)
+    ends -= x1 * height
+    np.minimum(np.maximum(ends, 0, out=ends), (x2 - x1) * height, out=ends)
+    ends[1:] -= ends[:-1].copy()  # lengths again, within the box's columns alone
+    ones = np.zeros(len(ends), bool)
+    ones[1::2] = True
+    columns = ones.repeat(ends).reshape(x2 - x1, height)[:, y1:y2]
+    return np.packbits(np.ascontiguousarray(columns.T), axis=1).ravel()  # packed across is slow
+
+
+def runs_of_all(index: Index, rows: Sequence[int], height: int, width: int) -> list[np.ndarray]:
+    """As ``runs_of`` of each of ``rows``, objects of one image, in a half of the time."""
+    drawn = {row: shape for row in rows if (shape := _native(index, row, height, width))}
+    decoded = dict(zip(drawn, _decoded([one["counts"] for one in drawn.values()]), strict=True))
+    return [
+        decoded[row] if row in decoded else index.runs[between(index.run_ends, row)] for row in rows
+    ]
+
+
+def _native(index: Index, row: int, height: int, width: int) -> Any:
+    """The polygons of an annotation as the native code draws them; None where it has none."""
+    from faster_coco_eval.core import mask as native
+
+    polygons = index.polygons(row)
+    if not polygons:
+        return None
+    parts: Any = native.frPyObjects(polygons, height, width)
+    return parts[0] if len(parts) == 1 else native.merge(parts)
+
+
+def _decoded(counts: Sequence[bytes]) -> list[np.ndarray]:
+    """As ``decode_counts`` of each, which are right, all at once."""
+    if not counts:
+        return []
+    joined = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
+    last = (joined & 32 == 0).nonzero()[0]  # characters of a number
+    first = np.concatenate(([0], last[:-1] + 1))
+    shift = 5 * (np.arange(len(joined)) - first.repeat(last - first + 1))
+    values = np.add.reduceat((joined & 31) << shift, first)
+    below = (joined[last] & 16).nonzero()[0]
+    values[below] -= 32 << shift[last[below]]
+    stops = np.searchsorted(last, np.cumsum([len(text) for text in counts]))
+    runs = np.split(values, stops[:-1])
+    for row in runs:  # from the third on they are differences from the last but one
+        row[1::2] = row[1::2].cumsum()
+        row[2::2] = row[2::2].cumsum()
+    return runs

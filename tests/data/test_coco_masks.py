@@ -195,7 +195,7 @@ def test_extent_and_bits_of_runs_whatever_their_lengths(runs):
     assert pixels == mask.sum()
     if pixels:
         x1, y1, x2, y2 = box
-        assert bits_of(runs, 5, (x1, y1, x2, y2)).tolist() == pack([crop])[0].tolist()
+        assert bits_of(np.array(runs), 5, (x1, y1, x2, y2)).tolist() == pack([crop])[0].tolist()
 
 
 def test_an_outline_past_the_edge_is_cut_off_and_counted(tmp_path):
