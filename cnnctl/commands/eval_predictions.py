@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
 from cnnctl import build, compose
@@ -18,9 +19,11 @@ from cnnctl.engine.journal import shown
 from cnnctl.errors import Exit, UserError
 from cnnctl.metrics.box_rows import DetectionRows, TruthRows
 from cnnctl.metrics.detection import Rows
+from cnnctl.structures import Targets, collate
 from cnnctl.tasks.base import Task
 
 _KEYS = ("data", "task")  # what decides on the truth and on the figures
+_AT_ONCE = 64  # images whose masks are taken together
 
 
 def run(settings: DictConfig, overrides: list[str], config_dir: str | None = None) -> int:
@@ -43,7 +46,9 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     task, file = build.task(config), Path(settings.predictions).expanduser()
     if task.results is None:
         raise UserError(
-            f"task={task.name} has no predictions in a file", field="task", advice="task=detect"
+            f"task={task.name} has no predictions in a file",
+            field="task",
+            advice="task=detect or task=instance",
         )
     data = build.truth(config, settings.split)
     evaluator = _scored(task, file, data)
@@ -83,11 +88,24 @@ def _composed(
 
 def _scored(task: Task, file: Path, data: Dataset) -> Any:
     """An evaluator that holds the detections in a file and the truth."""
-    results = read_results(file, data)
-    said = DetectionRows(results.image, results.boxes, results.scores, results.labels)
+    masks = "masks" in task.fields
+    results = read_results(file, data, masks)
     evaluator = task.evaluator(data)
+    if masks:
+        for start in range(0, len(data), _AT_ONCE):
+            stop = min(start + _AT_ONCE, len(data))
+            evaluator.update(results.predictions(start, stop), _targets(data, start, stop))
+        return evaluator
+    said = DetectionRows(results.image, results.boxes, results.scores, results.labels)
     evaluator.merge([Rows(np.arange(len(data)), said, truth_rows(data))])
     return evaluator
+
+
+def _targets(data: Any, start: int, stop: int) -> Targets:
+    """The truth of some samples as a loader makes it, without their images where that can be."""
+    of = data.truth if hasattr(data, "truth") else lambda index: data[index][1]
+    nothing = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    return collate([(index, nothing, of(index)) for index in range(start, stop)]).targets
 
 
 def truth_rows(data: Any) -> TruthRows:

@@ -1,7 +1,7 @@
 """Detections of any program, from a file of results in COCO's format.
 
 Each is a record of image_id, category_id, bbox (x, y, width, height) and score, which is checked
-against the data set that it is of.
+against the data set that it is of; and of segmentation, where masks are scored.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cnnctl.data import result_masks
 from cnnctl.data.base import Dataset
 from cnnctl.data.coco_json import Faults, Wrong, parse, records, whole, without_collection
 from cnnctl.data.coco_shapes import check_four, kind
@@ -24,6 +25,10 @@ from cnnctl.errors import Exit, UserError
 from cnnctl.structures import Predictions
 
 _ADVICE = "it must be COCO's results format: a list of {image_id, category_id, bbox, score}"
+_MASK_ADVICE = (
+    "it must be COCO's results format: a list of {image_id, category_id, segmentation, score}"
+)
+Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 _LARGEST = 1e30  # of a number of a box: its corners must be finite in float32
 
 
@@ -37,6 +42,8 @@ class Results:
         boxes: (D, 4) float64 xyxy in pixels, as the file says them: past the edge too.
         scores: (D,) float64, any finite numbers.
         labels: (D,) int64 position in the data set's classes.
+        sizes: (N, 2) int64 height and width of each image, and
+        counts: (D,) bytes, the compressed run lengths of each mask; None where boxes are scored.
     """
 
     images: int
@@ -44,6 +51,8 @@ class Results:
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
+    sizes: NDArray[np.int64] | None = None
+    counts: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -53,7 +62,7 @@ class Results:
 
         Returns:
             boxes (N, D, 4) and scores (N, D) in float64, with the file's own digits; labels (N, D)
-            int64 with -1 = none.
+            int64 with -1 = none; masks and sizes, where there are masks.
         """
         first, last = np.searchsorted(self.image, (start, stop))
         row = self.image[first:last] - start  # (d,) int64
@@ -65,40 +74,113 @@ class Results:
         boxes[row, place] = self.boxes[first:last]
         scores[row, place] = self.scores[first:last]
         labels[row, place] = self.labels[first:last]
-        return Predictions(
+        found = Predictions(
             boxes=torch.from_numpy(boxes),
             scores=torch.from_numpy(scores),
             labels=torch.from_numpy(labels),
         )
+        if self.counts is not None and self.sizes is not None:
+            own = np.split(self.counts[first:last], np.cumsum(counts)[:-1])
+            found.masks = [masks.tolist() for masks in own]
+            found.sizes = [(h, w) for h, w in self.sizes[start:stop].tolist()]
+        return found
 
 
-def read_results(file: Path, data: Dataset) -> Results:
+def read_results(file: Path, data: Dataset, masks: bool = False) -> Results:
     """The detections in a file, of the images and classes of ``data``.
 
     The file holds a list of results, or an object with that list under "annotations". An image
     without results has no detections; equal results are several detections, as the COCO API has it.
 
+    Args:
+        masks: every result must have one; without a bbox, it is the one around its mask.
+
     Raises:
         UserError: it cannot be read, or records in it are wrong; the first is named (code 3).
     """
     images, categories = ids_of(data)
+    sizes = sizes_of(data) if masks else None
     try:
         raw = file.read_bytes()
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
         raise UserError(problem, file=printable(file), code=Exit.DATA) from None
     with without_collection():
-        rows, name = _list(file, parse(file, raw, _ADVICE))
-        columns = _columns(rows)
-        if columns is None or not _are_right(columns, images, categories):
-            _check_each(rows, name, set(images.tolist()), set(categories.tolist())).tell(file)
-            columns = _columns(rows)
-    assert columns is not None
-    image, category, boxes, scores = columns
+        rows, name = _list(file, parse(file, raw, _MASK_ADVICE if masks else _ADVICE))
+        known = _Known(images, categories, sizes)
+        found = _read(rows, known)
+        if found is None:
+            _check_each(rows, name, known).tell(file)
+            found = _read(rows, known)
+    assert found is not None
+    (image, category, boxes, scores), counts = found
     boxes[:, 2:] += boxes[:, :2]
     image, label = _places(image, images), _places(category, categories)
     order = np.lexsort((-scores, image))  # stable
-    return Results(len(images), image[order], boxes[order], scores[order], label[order])
+    if counts is not None:
+        counts = counts[order]
+    columns = (image[order], boxes[order], scores[order], label[order])
+    return Results(len(images), *columns, sizes, counts)
+
+
+class _Known:
+    """What a result may say.
+
+    Args:
+        images: (N,) ids, categories: (K,) ids.
+        sizes: (N, 2) height and width of each image; None where masks are not looked at.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.int64],
+        categories: NDArray[np.int64],
+        sizes: NDArray[np.int64] | None,
+    ) -> None:
+        self.images, self.categories = images, categories
+        self.sizes = (
+            None if sizes is None else dict(zip(images.tolist(), sizes.tolist(), strict=True))
+        )
+
+
+def _read(rows: list[Any], known: _Known) -> tuple[Columns, NDArray[np.object_] | None] | None:
+    """The columns of all results and the run lengths of their masks; None if some are wrong."""
+    counts = None
+    if known.sizes is not None:
+        counts = result_masks.counts_of(rows, known.sizes)
+        if counts is None:
+            return None
+        rows = _boxed(rows, counts, known.sizes)
+    columns = _columns(rows)
+    if columns is None or not _are_right(columns, known.images, known.categories):
+        return None
+    return columns, counts
+
+
+def _boxed(
+    rows: list[Any], counts: NDArray[np.object_], sizes: result_masks.Sizes
+) -> list[dict[str, Any]]:
+    """The results, each with a box."""
+    bare = [place for place, row in enumerate(rows) if "bbox" not in row]
+    boxes = result_masks.boxes_of(counts[bare], [sizes[rows[p]["image_id"]] for p in bare])
+    rows = list(rows)
+    for place, box in zip(bare, boxes, strict=True):
+        rows[place] = {**rows[place], "bbox": box}
+    return rows
+
+
+def sizes_of(data: Any) -> NDArray[np.int64]:
+    """(N, 2) height and width of each image; pixels are read where nothing else says them."""
+
+    def size(index: int) -> tuple[int, int]:
+        if data.size is not None:
+            return data.size
+        if hasattr(data, "image_size"):
+            return data.image_size(index)
+        h, w = data[index][0].shape[1:]
+        return h, w
+
+    return np.array([size(index) for index in range(len(data))], np.int64).reshape(-1, 2)
 
 
 def ids_of(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -121,9 +203,6 @@ def _list(file: Path, content: Any) -> tuple[list[Any], str]:
         advice=_ADVICE,
         code=Exit.DATA,
     )
-
-
-Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns | None:
@@ -161,18 +240,24 @@ def _are_right(columns: Columns, images: NDArray[np.int64], categories: NDArray[
     )
 
 
-def _check_each(rows: list[Any], name: str, images: set[int], categories: set[int]) -> Faults:
+def _check_each(rows: list[Any], name: str, known: _Known) -> Faults:
     """Every fault of every record, as words."""
     faults = Faults()
+    images, categories = set(known.images.tolist()), set(known.categories.tolist())
     for record, row in records(rows, name, faults):
         try:
-            _check(row, images, categories)
+            _check(row, images, categories, known.sizes)
         except ValueError as wrong:
             faults.add(record, str(wrong))
     return faults
 
 
-def _check(row: dict[str, Any], images: set[int], categories: set[int]) -> None:
+def _check(
+    row: dict[str, Any],
+    images: set[int],
+    categories: set[int],
+    sizes: result_masks.Sizes | None,
+) -> None:
     for key, known, what in (
         ("image_id", images, "of an image of this split"),
         ("category_id", categories, f"of a class: {_range(categories)}"),
@@ -180,17 +265,25 @@ def _check(row: dict[str, Any], images: set[int], categories: set[int]) -> None:
         number = whole(row, key)
         if number not in known:
             raise Wrong(f"{key}: {number} is no id {what}")
-    if "bbox" not in row:
-        raise Wrong("bbox: is missing")
-    box, score = check_four(row["bbox"]), row.get("score")
-    if max(map(abs, box)) > _LARGEST:
-        raise Wrong(f"bbox: {box} is beyond any image")
-    if min(box[2:]) < 0:
-        raise Wrong(f"bbox: {box} has a negative width or height")
+    if sizes is not None:
+        result_masks.check_mask(row, sizes)
+    if "bbox" in row or sizes is None:
+        _check_box(row)
+    score = row.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise Wrong(f"score: is {kind(score) if 'score' in row else 'missing'}, must be a number")
     if not -_LARGEST <= score <= _LARGEST:
         raise Wrong("score: is not finite")
+
+
+def _check_box(row: dict[str, Any]) -> None:
+    if "bbox" not in row:
+        raise Wrong("bbox: is missing")
+    box = check_four(row["bbox"])
+    if max(map(abs, box)) > _LARGEST:
+        raise Wrong(f"bbox: {box} is beyond any image")
+    if min(box[2:]) < 0:
+        raise Wrong(f"bbox: {box} has a negative width or height")
 
 
 def _range(ids: set[int]) -> str:

@@ -110,7 +110,7 @@ class COCOSplit(Dataset):
         Raises:
             UserError: it is damaged, or of another size (code 3).
         """
-        h, w = (int(side) for side in self.index.sizes[self.chosen[index]])
+        h, w = self.image_size(index)
         image = read_annotated(self.path(index), (h, w), self.channels, stored=self.official)
         if image.shape[1:] != (h, w):
             raise UserError(
@@ -121,6 +121,11 @@ class COCOSplit(Dataset):
                 code=Exit.DATA,
             )
         return image
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(h, w) of a sample, as the file says."""
+        h, w = self.index.sizes[self.chosen[index]].tolist()
+        return h, w
 
     def images_with(self, labels: np.ndarray) -> np.ndarray:
         """(K,) int64 samples that show each class, by ``labels`` (A,) of all annotations.
