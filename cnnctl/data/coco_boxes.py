@@ -57,7 +57,7 @@ class COCOBoxes(COCOSplit):
         test: float = 0.1,
     ) -> None:
         if others == "void":
-            raise ValueError("others=void is for masks: boxes of other categories are left out")
+            raise ValueError("others=void is for masks of classes: other categories are left out")
         super().__init__(split, root, year, annotations, images, validation, test)
         known, ids = self.index.category_names, self.index.category_ids.tolist()
         if classes is None:  # some tools list a background, which has no boxes
