@@ -69,6 +69,18 @@ def draw_batch(batch: Batch, data: Dataset) -> dict[str, Tensor]:
     return {"train/batch": with_legend(picture, _kinds_of_truth(part.targets), _LEGEND)}
 
 
+def draw_sample(image: Tensor, truth: Mapping[str, Any], data: Dataset, side: int) -> Tensor:
+    """(3, H, W): one image of a data set and its boxes, without their names.
+
+    Args:
+        image: (C, h, w) uint8, truth: as the data set gives them.
+    """
+    colours = class_colours(len(data.classes), data.palette)
+    rows = zip(*(truth[name].tolist() for name in ("boxes", "labels", "crowd")), strict=True)
+    marks = [Mark(box, colours[k], thin=True, hatched=crowd) for box, k, crowd in rows]
+    return _chw(marked(image, _smallest_on_top(marks), side))
+
+
 def _kinds_of_truth(targets: Targets) -> list[Mark]:
     """What a legend says of hatched and thin boxes, where there are any."""
     kinds = []

@@ -46,6 +46,21 @@ def draw_batch(batch: Batch, data: Dataset) -> dict[str, Tensor]:
     return {"train/batch": with_legend(picture, kinds, _LEGEND)}
 
 
+def draw_sample(image: Tensor, truth: Mapping[str, Any], data: Dataset, side: int) -> Tensor:
+    """(3, H, W): one image of a data set and its objects, without their names.
+
+    Args:
+        image: (C, h, w) uint8, truth: as the data set gives them.
+    """
+    colours = class_colours(len(data.classes), data.palette)
+    shapes = shapes_of(truth["bits"], truth["crops"], truth["frames"])
+    own = shades(truth["labels"].tolist(), colours)
+    if "void_crop" in truth:
+        shapes += shapes_of(truth["bits"], truth["void_crop"][None], truth["void_frame"][None])
+        own.append(VOID)
+    return drawn(image, shapes, own, [], side)
+
+
 def draw_evaluation(
     seen: Sequence[tuple[Batch, Predictions]],
     evaluator: InstanceEvaluator,

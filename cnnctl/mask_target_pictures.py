@@ -58,7 +58,7 @@ def draw_targets(
     colours = [own[k] for k in shown.labels.tolist()]
     rows = zip(shown.boxes.tolist(), colours, shown.labels.tolist(), strict=True)
     marks = [
-        Mark(box, colour, f"{number} {classes[k]}", thin=True)
+        Mark(box, colour, f"{number}: {classes[k]}", thin=True)
         for number, (box, colour, k) in enumerate(rows, 1)
     ]
     whole = marked(image, marks, SIDE).permute(2, 0, 1)

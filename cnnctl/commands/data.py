@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,18 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl import help as pages
 from cnnctl.commands import export
-from cnnctl.data.base import SPLITS, Dataset, NoSplit, classes_in
+from cnnctl.commands.data_picture import DrawSample, class_grid
+from cnnctl.data.base import SPLITS, Dataset, NoSplit
 from cnnctl.data.faults import Faulty
 from cnnctl.data.inspection import Report, check, measure
 from cnnctl.errors import Exit, UserError
-from cnnctl.randomness import permutation
 
-_ROWS, _COLUMNS, _CELL, _TITLE = 100, 12, 72, 150  # of the picture grid; the last two in pixels
 _SHOWN = 20  # faults on the console; a file has all
 _WIDE = 160  # columns of a table that goes into a file or a pipe
 
@@ -54,7 +51,7 @@ def run(config: DictConfig, action: str, options: DictConfig | None = None) -> i
     splits = all_splits(config)
     _print_where(console, cls, config.data.root)
     if action == "show":
-        show(console, cls.option(), splits)
+        show(console, cls.option(), splits, build.task(config).draw_sample)
     else:
         sizes = ", ".join(f"{len(data):,} {split}" for split, data in splits.items())
         _say(console, f"read and whole: {sizes}")
@@ -122,7 +119,12 @@ def _print_where(console: Console, cls: type[Dataset], root: str | None) -> None
     _say(console, f"data={cls.option()}: {place(cls, root)[0]}")
 
 
-def show(console: Console, name: str, splits: Mapping[str, Dataset]) -> None:
+def show(
+    console: Console,
+    name: str,
+    splits: Mapping[str, Dataset],
+    draw: DrawSample | None = None,
+) -> None:
     """Counts, sizes, mean and deviation on the console, and a picture grid in this folder."""
     train = splits["train"]
     console.print(count_table(splits))
@@ -136,7 +138,7 @@ def show(console: Console, name: str, splits: Mapping[str, Dataset]) -> None:
     _say(console, f"(measured on {measured.images:,} of {len(train):,} train images)")
     _print_remarks(console, splits)
     path = Path(f"data-{name}-train.png").absolute()
-    write_picture(train, path)
+    _write(path, class_grid(train, draw))
     _say(console, f"pictures: {path}")
 
 
@@ -156,59 +158,12 @@ def _numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
 
 
-def write_picture(data: Dataset, path: Path) -> None:
-    """A PNG with a row for each class (the first 100), its name and images in a fixed order."""
-    from PIL import Image, ImageDraw
-
-    rows = min(len(data.classes), _ROWS)
-    canvas = Image.new("RGB", (_TITLE + _COLUMNS * _CELL, rows * _CELL), "white")
-    pen = ImageDraw.Draw(canvas)
-    for row, members in enumerate(_members(data, rows)):
-        # The built-in font has western letters only.
-        name = data.classes[row].encode("latin-1", "replace").decode("latin-1")
-        pen.text((4, row * _CELL + _CELL // 2 - 6), name[:24], fill="black")
-        for column, index in enumerate(members):
-            image = _thumbnail(data[index][0])
-            canvas.paste(image, (_TITLE + column * _CELL, row * _CELL))
-    encoded = io.BytesIO()
-    canvas.save(encoded, "PNG")
-    _write(path, encoded.getvalue())
-
-
 def _write(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
         problem = f"cannot be written: {error.strerror}"
         raise UserError(problem, file=path, code=Exit.MACHINE) from None
-
-
-def _members(data: Dataset, rows: int) -> list[list[int]]:
-    """Positions of up to ``_COLUMNS`` samples of each of the first ``rows`` classes."""
-    members: list[list[int]] = [[] for _ in range(rows)]
-    labels = getattr(data, "labels", None) if "label" in data.fields else None
-    for index in permutation(len(data), "show").tolist():
-        classes = classes_in(data[index][1]) if labels is None else {int(labels[index])}
-        for label in classes:
-            if label < rows and len(members[label]) < _COLUMNS:
-                members[label].append(index)
-        if all(len(found) == _COLUMNS for found in members):
-            break
-    return members
-
-
-def _thumbnail(pixels: Tensor):
-    """(C, H, W) uint8 -> an RGB picture that fits a cell; small ones enlarged by whole factors."""
-    from PIL import Image
-
-    array = pixels.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
-    room = _CELL - 4
-    factor = room // max(image.size)
-    if factor > 1:
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image.thumbnail((room, room))
-    return image
 
 
 def check_all(console: Console, config: DictConfig, cls: type[Dataset]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ class Task:
             and for ``eval predictions=``.
         mistakes: (evaluator, data) -> a picture (H, W, 3) of the images with the most mistakes;
             None where there is none.
+        draw_sample: (image (C, h, w) uint8, its truth, data, longer side in pixels) -> a picture
+            (3, H, W) for ``data show``; None where the image alone says enough.
         held: (training data, images of a batch) -> bytes that the truth takes, first as it is held
             and then in other ways, each by what ``info`` calls it.
         knowing: facts of the data -> the task, where what it describes and draws needs more of
@@ -80,6 +82,7 @@ class Task:
         return issubclass(model, self.model) and set(model.needs) <= set(self.fields)
 
     mistakes: Callable[[Any, Dataset], Tensor | None] | None = None
+    draw_sample: Callable[[Tensor, Mapping[str, Any], Dataset, int], Tensor] | None = None
     held: Callable[[Dataset, int], dict[str, int]] | None = None
 
 

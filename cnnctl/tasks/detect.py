@@ -37,6 +37,7 @@ def detect(shown: float = 0.5) -> Task:
         line=("coco_ap", "coco_ap50", "voc07_map"),
         draw_batch=box_pictures.draw_batch,
         draw_evaluation=box_pictures.draw_evaluation,
+        draw_sample=box_pictures.draw_sample,
         describe=lambda predictions, classes, top: found(predictions, classes, top, shown),
         annotate=box_pictures.annotated,
         headline=most_likely,

@@ -42,6 +42,7 @@ def instance(shown: float = 0.5, boundary: bool = False, maps: bool = False) -> 
         line=("coco_mask_ap", "coco_mask_ap50", "coco_ap", "coco_ap50"),
         draw_batch=instance_pictures.draw_batch,
         draw_evaluation=instance_pictures.draw_evaluation,
+        draw_sample=instance_pictures.draw_sample,
         describe=lambda predictions, classes, top: _found(predictions, classes, top, shown, maps),
         annotate=instance_pictures.annotated,
         headline=detect.most_likely,
