@@ -42,22 +42,19 @@ def pixels_of(
         boxes: (B, 4) xyxy, in the pixels of the frames; nothing beyond them is seen.
         size: (h, w) of the images in those pixels.
     """
-    limit = torch.tensor([*size[::-1]] * 2, device=boxes.device)
+    frames = masks.frames[image, row]
+    # A pixel more than the frame, so that what lies on its edge is decided by ``_lines`` alone.
+    low = torch.maximum(boxes[:, :2], torch.minimum(frames[:, :2], frames[:, 2:]) - 1)
+    high = torch.minimum(boxes[:, 2:], torch.maximum(frames[:, :2], frames[:, 2:]) + 1)
+    limit = torch.tensor(size[::-1], device=boxes.device)
     # From the first pixel with its centre inside to the first without.
-    whole = torch.minimum((boxes - 0.5).ceil().long().clamp(min=0), limit)  # (B, 4)
-    width, height = (whole[:, 2:] - whole[:, :2]).clamp(min=0).unbind(1)
-    counts = width * height
-    for first, last in _parts(counts.tolist()):
-        part, count = slice(first, last), counts[first:last]
-        which = torch.arange(first, last, device=boxes.device).repeat_interleave(count)
-        before = (count.cumsum(0) - count).repeat_interleave(count)
-        place = torch.arange(len(which), device=boxes.device) - before
-        wide, left, top = (
-            v[part].repeat_interleave(count) for v in (width, whole[:, 0], whole[:, 1])
-        )
-        y, x = top + place // wide, left + place % wide
-        there = _is_set(masks, image[which], row[which], y, x)
-        yield Pixels(which, image[which], y, x).chosen(there)
+    low, high = (torch.minimum((v - 0.5).ceil().long().clamp(min=0), limit) for v in (low, high))
+    sides = (high - low).clamp(min=0)
+    for first, last in _parts(sides.prod(1).tolist()):
+        part = slice(first, last)
+        pixels = _listed(masks, image[part], row[part], low[part], sides[part])
+        pixels.which += first
+        yield pixels
 
 
 def _parts(counts: list[int]) -> Iterator[tuple[int, int]]:
@@ -72,23 +69,45 @@ def _parts(counts: list[int]) -> Iterator[tuple[int, int]]:
         yield first, len(counts)
 
 
-def _is_set(masks: Masks, image: Tensor, row: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(P,) bool: whether the centre of pixel (x, y) falls on a bit of that mask that is set."""
+def _listed(masks: Masks, image: Tensor, row: Tensor, low: Tensor, sides: Tensor) -> Pixels:
+    """Those of rectangles of pixels, ``sides`` (B, 2) from ``low`` (B, 2), that are the mask's."""
     frame, crop = masks.frames[image, row], masks.crops[image, row]
-    inside, lines = torch.ones_like(y, dtype=torch.bool), []
-    for axis, pixel in enumerate((x, y)):
-        first, extent = frame[:, axis], frame[:, axis + 2] - frame[:, axis]
-        extent = torch.where(extent == 0, torch.ones_like(extent), extent)
-        side = crop[:, 2 - axis]
-        line = ((pixel + 0.5 - first) * side / extent).floor().long()
-        inside &= (line >= 0) & (line < side)
-        lines.append(line)
-    column, line = lines
-    if not masks.bits.shape[1]:
-        return inside & False
-    place = image * masks.bits.shape[1] + crop[:, 0] + line * ((crop[:, 2] + 7) // 8)
-    byte = masks.bits.flatten()[torch.where(inside, place + (column >> 3), 0)]
-    return inside & ((byte >> (7 - (column & 7)).to(torch.uint8)) & 1).bool()
+    _, x, column, inside = _lines(low[:, 0], sides[:, 0], frame[:, ::2], crop[:, 2])
+    owner, y, line, there = _lines(low[:, 1], sides[:, 1], frame[:, 1::2], crop[:, 1])
+    owner, y, line = owner[there], y[there], line[there]
+    stride = (crop[:, 2] + 7) // 8
+    byte = (image * masks.bits.shape[1] + crop[:, 0])[owner] + line * stride[owner]
+    bit = torch.where(inside, 128 >> (column & 7), 0).to(torch.uint8)
+    column = torch.where(inside, column >> 3, 0)
+    # Pixel by pixel from here on: one line after another, each over all columns of its mask.
+    width = sides[owner, 0]
+    on = torch.arange(len(owner), device=width.device).repeat_interleave(width)
+    first = sides[:, 0].cumsum(0) - sides[:, 0]
+    place = torch.arange(len(on), device=on.device) + (first[owner] - width.cumsum(0) + width)[on]
+    found = (masks.bits.flatten()[byte[on] + column[place]] & bit[place]).nonzero()[:, 0]
+    on, place = on[found], place[found]
+    return Pixels(owner[on], image[owner][on], y[on], x[place])
+
+
+def _lines(
+    first: Tensor, count: Tensor, edges: Tensor, side: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (or columns) of pixels of B rectangles, ``count`` (B,) from ``first`` (B,), in a list.
+
+    Args:
+        edges: (B, 2) between which the crop lies.
+        side: (B,) rows of the crop.
+
+    Returns:
+        Of each row (T,): which rectangle's it is, where it is, the crop's row that its centre
+        falls on, and whether the crop has that row.
+    """
+    owner = torch.arange(len(first), device=first.device).repeat_interleave(count)
+    place = torch.arange(len(owner), device=first.device) + (first - count.cumsum(0) + count)[owner]
+    start, extent = edges[:, 0], edges[:, 1] - edges[:, 0]
+    extent = torch.where(extent == 0, torch.ones_like(extent), extent)
+    line = ((place + 0.5 - start[owner]) * side[owner] / extent[owner]).floor().long()
+    return owner, place, line, (line >= 0) & (line < side[owner])
 
 
 class Extents:
