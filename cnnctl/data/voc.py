@@ -26,7 +26,7 @@ from cnnctl.data.voc_lists import (
     official_val,
     year_folders,
 )
-from cnnctl.data.voc_sbd import read_sbd, sbd_files
+from cnnctl.data.voc_sbd import Kind, read_sbd, sbd_files
 
 
 class VOC(MaskPairs):
@@ -88,7 +88,7 @@ class VOC(MaskPairs):
         parts = find_parts(MASKS, folders, lists, validation)
         if sbd is not None:
             known = set().union(*parts.samples.values(), official_val(MASKS, home))
-            _add_sbd(parts, sbd, folders, known)
+            add_sbd(parts, sbd, folders, known)
         chosen = parts.samples[split].values()
         self._remarks = parts.remarks
         self.images = Paths(home, ((s.image, s.sizes[0]) for s in chosen))
@@ -135,10 +135,12 @@ class VOC(MaskPairs):
         return f"data={cls.option()} is in {folder / 'VOCdevkit/VOC2012'}"
 
 
-def _add_sbd(parts: Parts, sbd: str, folders: list[Path], known: set[str]) -> None:
+def add_sbd(
+    parts: Parts, sbd: str, folders: list[Path], known: set[str], kind: Kind = "cls"
+) -> None:
     """Put SBD's images into ``train``, but those that are known."""
     folder = next((f / sbd for f in folders if (f / sbd).is_dir()), Path(sbd).expanduser())
-    found = sbd_files(folder)
+    found = sbd_files(folder, kind)
     images = {Path(name).stem: (voc, size) for voc in folders[::-1] for name, size in
               files_in(voc / "JPEGImages").items()}  # fmt: skip
     lacking = 0

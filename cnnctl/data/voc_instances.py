@@ -19,9 +19,18 @@ from cnnctl.data.image_file import file_bytes, printable
 from cnnctl.data.index_maps import IndexMaps, Objects, columns, find_objects
 from cnnctl.data.mask_file import read_mask
 from cnnctl.data.mask_pairs import Paths, check_share, check_sizes
-from cnnctl.data.voc import VOC
+from cnnctl.data.voc import VOC, add_sbd
 from cnnctl.data.voc_boxes import VOCBoxes
-from cnnctl.data.voc_lists import Lists, Truth, check_split, find_parts, missing, year_folders
+from cnnctl.data.voc_lists import (
+    Lists,
+    Truth,
+    check_split,
+    find_parts,
+    missing,
+    official_val,
+    year_folders,
+)
+from cnnctl.data.voc_sbd import read_sbd_objects
 from cnnctl.data.voc_xml import Record, parse_voc_xml
 from cnnctl.errors import Exit, UserError
 from cnnctl.ops.boxes import iou
@@ -54,7 +63,9 @@ class VOCInstances(IndexMaps):
             ``val_list`` holds ``validation`` out of ``train_list``; None for ``test_list`` is no
             test split.
         validation: share of ``train_list`` held out where there is no ``val_list``; 0 is none.
-        sbd: None: it adds masks of classes alone.
+        sbd: a folder of further training images, absolute or within VOC<year>: SBD's own
+            ``benchmark_RELEASE`` (Hariharan et al. 2011), whose instances have no borders. An image
+            of any year's ``val`` list below ``root``, used or not, stays out.
 
     Raises:
         UserError: files are absent, a list is empty or names a missing file, the split is empty.
@@ -80,12 +91,6 @@ class VOCInstances(IndexMaps):
         check_share(validation=validation)
         if not years:
             raise ValueError("years must name one year at least")
-        if sbd is not None:
-            raise UserError(
-                "sbd adds classes of pixels, and this task learns instances",
-                field="data.sbd",
-                advice="leave it out (data.sbd=null)",
-            )
         lists = Lists(train_list, val_list, test_list)
         check_split(split, lists, validation)
         home = data_root(root)
@@ -96,35 +101,45 @@ class VOCInstances(IndexMaps):
                 fetched = folder.name == "VOC2012"
                 raise absent(home, [name], data=self.option(), fetch=fetched)
         parts = find_parts(OBJECTS, folders, lists, validation)
+        if sbd is not None:
+            known = set().union(*parts.samples.values(), official_val(OBJECTS, home))
+            add_sbd(parts, sbd, folders, known, "inst")
         self._remarks = parts.remarks
         chosen = list(parts.samples[split].values())
         self.images = Paths(home, ((s.image, s.sizes[0]) for s in chosen))
         self.maps = Paths(home, ((s.truth, s.sizes[1]) for s in chosen))
 
     def objects_in(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
-        file = Path(self.maps[index])
-        numbers = read_mask(file)
-        classes_file = file.parent.with_name(_CLASSES) / file.name
-        classes = read_mask(classes_file)
-        check_sizes(numbers[None], classes, str(file), str(classes_file))
+        path = self.maps[index]
+        numbers, kinds = read_sbd_objects(path) if path.endswith(".mat") else self._maps(path)
         objects = find_objects(numbers, nobody=(0, IGNORE))
-        labels = [
-            self._label(objects, row, classes.numpy(), (file, classes_file))
-            for row in range(len(objects.numbers))
-        ]
-        difficult = self._difficult(objects, labels, file)
+        labels = [self._label(objects, row, kinds, path) for row in range(len(objects.numbers))]
+        difficult = self._difficult(objects, labels, Path(self.images[index]))
         void = numbers == IGNORE
         return columns(objects, labels, difficult=difficult, void=void), numbers
 
-    def _label(
-        self, objects: Objects, row: int, classes: np.ndarray, files: tuple[Path, Path]
-    ) -> int:
-        """The class of an object, from a map of classes (h, w) with background and void.
+    def _maps(self, path: str) -> tuple[Tensor, np.ndarray]:
+        """A map of objects, and the class of each pixel, both (h, w) uint8."""
+        numbers, file = read_mask(path), _classes_of(path)
+        classes = read_mask(file)
+        check_sizes(numbers[None], classes, path, str(file))
+        return numbers, classes.numpy()
+
+    def _label(self, objects: Objects, row: int, kinds: np.ndarray | list[int], path: str) -> int:
+        """The class of an object.
+
+        Args:
+            kinds: a map of classes (h, w) with background and void; or those of numbers from 1.
 
         Raises:
             UserError: it is background or void there, of several classes, or of one unknown.
         """
-        own = classes[objects.within(row)][objects.crops[row]]
+        number = int(objects.numbers[row])
+        if isinstance(kinds, list):
+            own, where = np.array([kinds[number - 1]]), "the file"
+        else:
+            own = kinds[objects.within(row)][objects.crops[row]]
+            where = printable(_classes_of(path))
         counts = np.bincount(own, minlength=IGNORE + 1)
         best = int(counts.argmax())
         if 1 <= best <= len(self.classes) and counts[best] > _CLEAR * len(own):
@@ -136,15 +151,15 @@ class VOCInstances(IndexMaps):
         else:
             problem = f"of several classes, {VOC.classes[best]} the first of them"
         raise UserError(
-            f"object {objects.numbers[row]} is {problem} in {printable(files[1])}",
-            file=printable(files[0]),
-            advice="the two maps must be of one image and agree: correct one of them",
+            f"object {number} is {problem} in {where}",
+            file=printable(path),
+            advice="an object has one class: correct the files, or take the image off the list",
             code=Exit.DATA,
         )
 
-    def _difficult(self, objects: Objects, labels: list[int], file: Path) -> list[bool]:
+    def _difficult(self, objects: Objects, labels: list[int], image: Path) -> list[bool]:
         """Of each object, by the annotated one of its class whose box is most like its own."""
-        annotation = file.parent.with_name("Annotations") / f"{file.stem}.xml"
+        annotation = image.parent.with_name("Annotations") / f"{image.stem}.xml"
         record = _read_annotation(annotation) if annotation.is_file() else Record()
         if not record.boxes or not labels:
             return [False] * len(labels)
@@ -170,6 +185,12 @@ class VOCInstances(IndexMaps):
     @classmethod
     def fetch(cls, root: str | None) -> str:
         return VOC.fetch(root)
+
+
+def _classes_of(path: str) -> Path:
+    """The map of classes beside a map of objects."""
+    file = Path(path)
+    return file.parent.with_name(_CLASSES) / file.name
 
 
 def _read_annotation(file: Path) -> Record:

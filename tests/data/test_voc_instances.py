@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from cnnctl.data.base import NoSplit
 from cnnctl.data.mask_file import write_mask
@@ -201,5 +203,38 @@ def test_what_is_absent(voc, tmp_path):
     with pytest.raises(UserError, match="needs VOCdevkit/VOC2012/SegmentationObject") as caught:
         VOCInstances("train", str(tmp_path))
     assert "cnnctl data fetch data=voc" in (caught.value.advice or "")
-    with pytest.raises(UserError, match="sbd adds classes of pixels"):
-        VOCInstances("train", str(tmp_path), sbd="SBD")
+
+
+def test_sbds_own_files_add_training_images(voc, tmp_path):
+    place = tmp_path / "benchmark_RELEASE/dataset/inst"
+    place.mkdir(parents=True)
+    numbers = np.array([[0, 1, 1], [2, 2, 0]], np.uint8)
+    more = "2010_000001"
+    for name in (more, VAL[0], TRAIN[0]):  # the last two are known, and stay as they are
+        savemat(
+            place / f"{name}.mat",
+            {"GTinst": {"Segmentation": numbers, "Categories": np.array([[PERSON], [DOG]])}},
+        )
+    Image.new("RGB", (3, 2)).save(voc / f"JPEGImages/{more}.jpg")
+    sbd = str(tmp_path / "benchmark_RELEASE")
+    lists: dict[str, Any] = {"sbd": sbd, "validation": 0.0}
+    data = VOCInstances("train", str(tmp_path), **lists)
+    assert [Path(data.path(n)).stem for n in range(len(data))] == [*TRAIN, more]
+    image, target = data[8]
+    assert image.shape == (3, 2, 3)
+    assert [data.classes[k] for k in target["labels"]] == ["person", "dog"]
+    assert target["boxes"].tolist() == [[1, 0, 3, 1], [0, 1, 2, 2]]
+    assert target["void_crop"].tolist()[1:] == [0, 0]
+    record = {"Segmentation": numbers, "Categories": np.array([[PERSON]])}
+    savemat(place / f"{more}.mat", {"GTinst": record})
+    with pytest.raises(UserError, match="has objects 1 to 2, and classes of 1") as caught:
+        data[8]
+    assert caught.value.file == str(place / f"{more}.mat")
+    savemat(place / f"{more}.mat", {"GTinst": record | {"Categories": np.array([[15], [0]])}})
+    with pytest.raises(UserError, match="object 2 is background in the file"):
+        data[8]
+    (place / f"{more}.mat").write_bytes(b"MATLAB")
+    with pytest.raises(UserError, match="is no map of instances of SBD"):
+        data[8]
+    with pytest.raises(UserError, match=re.escape("holds no instances (inst/*.mat)")):
+        VOCInstances("train", str(tmp_path), sbd="SegmentationClass")
