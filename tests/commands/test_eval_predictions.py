@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cnnctl.commands.eval_predictions import truth_rows
@@ -15,6 +16,8 @@ from cnnctl.data.digit_boxes import DigitBoxes
 from cnnctl.data.part import Part
 from cnnctl.errors import Exit
 from cnnctl.metrics.detection import METRICS
+from cnnctl.metrics.mask_ap import COCO_METRICS
+from cnnctl.ops.run_lengths import encode
 
 SMALL = ("data.size=32", "data.digits=[1,3]", "data.scale=[0.3,0.6]")
 FEW = (*SMALL, "data.train_images=4", "data.val_images=3", "data.test_images=5")
@@ -214,6 +217,60 @@ def test_published_figures(name, truth, found, ap, command, coco_api, tmp_path):
     figures = [scores[name] for name in METRICS[:12]]
     assert figures == pytest.approx(coco_api(folder / truth, file), rel=0, abs=1e-12)
     assert figures[0] == pytest.approx(ap, abs=5e-4 if name == "coco_fake100" else 5e-7)
+
+
+def test_masks_by_hand(command, truth, tmp_path, capsys):
+    """A dog's whole mask, and 3/4 of the other's, with no boxes; the cat is called a dog."""
+    content = json.loads(truth.read_text())
+    for row in content["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    truth.write_text(json.dumps(content))
+    masks = [
+        (9, 0.9, [20, 20, 40, 40]),
+        (9, 0.8, [70, 0, 8, 6]),
+        (9, 0.7, [0, 0, 10, 10]),
+    ]
+    size = (80, 100)
+    found = [
+        {
+            **{"image_id": 1, "category_id": category, "score": score},
+            "segmentation": {
+                "size": size,
+                "counts": encode(np.ones((h, w), bool), x, y, size).decode(),
+            },
+        }
+        for category, score, (x, y, w, h) in masks
+    ]
+    file = written(tmp_path, found)
+    given = (f"predictions={file}", "task=instance", "data=coco", f"data.annotations={truth}")
+    assert command("eval", *given) == 0
+    scores = json.loads((tmp_path / "found.scores.json").read_text())
+    assert scores["per_class"]["voc_mask_ap70"] == {"cat": 0, "dog": 1}
+    assert scores["coco_mask_ap75"] == scores["coco_ap75"] == pytest.approx(0.5)
+    # From .80 on the second dog is missed: 51 of 101 recalls, in 4 of 10 thresholds.
+    assert scores["coco_mask_ap"] == pytest.approx((6 + 4 * 51 / 101) / 10 / 2)
+    assert (scores["images"], scores["detections"]) == (2, 3)
+    assert "mask" in capsys.readouterr().out
+    del found[1]["segmentation"]
+    written(tmp_path, found)
+    assert command("eval", *given) == Exit.DATA
+    assert "results[1]: segmentation: is missing" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_published_figures_of_masks(command, tmp_path):
+    root = os.environ.get("CNNCTL_DATA")
+    folder = Path(root or "nowhere") / "eval_reference/coco_fake100"
+    if not folder.is_dir():
+        pytest.skip("$CNNCTL_DATA does not hold eval_reference")
+    found = "instances_val2014_fakesegm100_results.json"
+    file = Path(shutil.copy(folder / found, tmp_path / "found.json"))
+    given = ("data=coco", f"data.annotations={folder / 'instances_val2014_100.json'}")
+    assert command("eval", f"predictions={file}", "task=instance", *given) == 0
+    scores = json.loads((tmp_path / "found.scores.json").read_text())
+    published = "0.320 0.562 0.299 0.387 0.310 0.327 0.268 0.415 0.417 0.469 0.377 0.381"
+    assert [f"{scores[name]:.3f}" for name in COCO_METRICS] == published.split()
 
 
 def test_a_part_without_arrays_is_scored_by_its_samples():
