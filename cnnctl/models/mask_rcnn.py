@@ -3,7 +3,7 @@ section 3 and figure 4 on the right (table 1: 35.7 mask AP with ResNet-101, imag
 
 Differs from the paper: what ``faster_rcnn`` differs in; a mask is learnt from shares of its bins
 and not from 0 and 1; the last convolution is computed for the class of a region alone, which gives
-the same numbers, and has an output for background, which nothing asks, so that torchvision's
+the same numbers, and has an output for background, which nothing asks for, so that torchvision's
 published weights load. ``mask_rcnn_c4`` is the one without a pyramid.
 """
 
@@ -176,13 +176,27 @@ class MaskPredictor(nn.Module):
 
     def __init__(self, channels: int, width: int, outputs: int) -> None:
         super().__init__()
-        self.conv5_mask = nn.ConvTranspose2d(channels, width, 2, 2)
+        self.conv5_mask = Doubled(channels, width, 2, 2)
         self.mask_fcn_logits = OneOutput(width, outputs)
         start_layers(self)
 
     def forward(self, hidden: Tensor, output: Tensor) -> Tensor:
         """(B, channels, h, w) and which mask (B,) is asked for -> logits (B, 2h, 2w)."""
-        return self.mask_fcn_logits(F.relu(self.conv5_mask(hidden)), output)
+        said = self.mask_fcn_logits(F.relu(self.conv5_mask(hidden)), output)
+        return said.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+
+
+class Doubled(nn.ConvTranspose2d):
+    """A transposed convolution of 2x2 with stride 2, where no two windows overlap, so that it is a
+    product of matrices. The four pixels that one becomes stay together: what follows reads each on
+    its own, and rows of all channels need not be moved."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C, h, w) -> (B, h, w, 2, 2, width)."""
+        assert self.bias is not None
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * width, C)
+        larger = F.linear(input.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
+        return larger.unflatten(3, (2, 2, -1))
 
 
 class OneOutput(nn.Module):
@@ -190,14 +204,15 @@ class OneOutput(nn.Module):
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
-        # All masks are a half at the start, as sure as that, whatever the width.
+        # Every mask is about a half everywhere at the start, whatever the width.
         self.weight = nn.Parameter(torch.randn(outputs, channels, 1, 1) * 0.001)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, maps: Tensor, output: Tensor) -> Tensor:
-        """(B, channels, h, w) and (B,) -> (B, h, w)."""
-        own = self.weight[output].flatten(1)[:, None] @ maps.flatten(2)  # (B, 1, h * w)
-        return own.view(len(maps), *maps.shape[2:]) + self.bias[output, None, None]
+    def forward(self, pixels: Tensor, output: Tensor) -> Tensor:
+        """(B, ..., channels) and (B,) -> (B, ...)."""
+        own = self.weight[output].flatten(1)[:, :, None]  # (B, channels, 1)
+        said = pixels.flatten(1, -2) @ own + self.bias[output, None, None]
+        return said.view(pixels.shape[:-1])
 
 
 def start_layers(layers: nn.Module) -> None:

@@ -22,7 +22,7 @@ from cnnctl.backbones.resnet import ResNet
 from cnnctl.models import published_detectors
 from cnnctl.models.faster_rcnn import FasterRCNN
 from cnnctl.models.instance import mask_loss, mask_targets
-from cnnctl.models.mask_rcnn import MaskRCNN, OneOutput
+from cnnctl.models.mask_rcnn import MaskPredictor, MaskRCNN
 from cnnctl.models.regions import Regions
 from cnnctl.ops.masks import cropped, pack
 from cnnctl.ops.run_lengths import decode, encode
@@ -356,13 +356,17 @@ def test_masks_of_one_class_or_of_all():
             assert torch.equal(before, model.mask_logits(features, *regions)) != agnostic
 
 
-def test_one_output_is_that_of_a_convolution():
-    layer, maps = OneOutput(5, 4), noise(6, 5, 3, 2)
-    output = torch.tensor([3, 0, 0, 2, 1, 3])
-    layer.bias.data.copy_(torch.arange(4))
-    layer.weight.data.normal_()
-    whole = nn.functional.conv2d(maps, layer.weight, layer.bias)
-    torch.testing.assert_close(layer(maps, output), whole[torch.arange(6), output])
+def test_a_predictor_is_two_convolutions():
+    predictor, hidden = MaskPredictor(5, 6, 4), noise(7, 5, 3, 2)
+    output = torch.tensor([3, 0, 0, 2, 1, 3, 3])
+    for parameter in predictor.parameters():
+        nn.init.normal_(parameter)
+    first, second = predictor.conv5_mask, predictor.mask_fcn_logits
+    larger = nn.functional.conv_transpose2d(hidden, first.weight, first.bias, 2).relu()
+    whole = nn.functional.conv2d(larger, second.weight, second.bias)
+    expected = whole[torch.arange(7), output]
+    torch.testing.assert_close(predictor(hidden, output), expected, rtol=1e-4, atol=1e-4)
+    assert predictor(hidden[:0], output[:0]).shape == (0, 6, 4)
 
 
 def test_masks_are_in_original_pixels(pair):

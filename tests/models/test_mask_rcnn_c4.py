@@ -85,11 +85,9 @@ def test_parts_of_a_region(narrow):
         ):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         larger = model.larger[0](deep).relu()
-        logits = nn.functional.conv2d(
-            model.masks.conv5_mask(larger).relu(),
-            model.masks.mask_fcn_logits.weight,
-            model.masks.mask_fcn_logits.bias,
-        )
+        first, second = model.masks.conv5_mask, model.masks.mask_fcn_logits
+        larger = nn.functional.conv_transpose2d(larger, first.weight, first.bias, 2).relu()
+        logits = nn.functional.conv2d(larger, second.weight, second.bias)
         said = model._masks(deep, torch.tensor([2, 0]))
     assert said.shape == (2, 16, 16)
     torch.testing.assert_close(said, torch.stack([logits[0, 2], logits[1, 0]]))
