@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cnnctl import chart_pictures, pictures
+from cnnctl import detection_charts, pictures
 from cnnctl.box_marks import WHITE, Mark, class_colours, counted, marked, with_legend
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
@@ -106,51 +105,13 @@ def draw_evaluation(
         "weights/first_layer": pictures.first_layer(
             model, seen[0][0].images.pixels.shape[1:], data.classes
         ),
-        **_charts(evaluator, data.classes, colours),
+        **detection_charts.draw_charts(evaluator, data.classes, colours),
     }
     mistakes = [(_mistakes(one, least), -place) for place, one in enumerate(images)]
     worst = [images[-place] for wrong, place in sorted(mistakes, reverse=True)[:SHOWN] if wrong]
     if worst:
         drawn["val/mistakes"] = compared(worst, data.classes, colours, least)
     return {name: picture for name, picture in drawn.items() if picture is not None}
-
-
-def _charts(
-    evaluator: DetectionEvaluator, classes: Sequence[str], colours: Sequence[Colour]
-) -> dict[str, Tensor]:
-    """What is true of all images: confusion, errors, curves, scores and sizes."""
-    details = evaluator.details()
-    curves = {  # as average precision sees them: never rising
-        name: (recall.tolist(), np.maximum.accumulate(precision[::-1])[::-1].tolist())
-        for name, (recall, precision) in evaluator.curves().items()
-    }
-    scores, sizes = details["scores"], details["sizes"]
-    every = list(zip(sizes["objects"], sizes["found"], strict=True))
-    last = max([place for place, (count, _) in enumerate(every, 1) if count], default=1)
-    confusion = torch.tensor(details["confusion"])
-    return {
-        "val/confusion": pictures.confusion(confusion, [*classes, "background"]),
-        "val/errors": chart_pictures.errors(details["errors"], details["right"]),
-        "val/precision_recall": chart_pictures.precision_recall(
-            curves, evaluator.per_class(), dict(zip(classes, colours, strict=True))
-        ),
-        "val/scores": chart_pictures.histogram(
-            {"right": scores["right"], "false": scores["wrong"]},
-            scores["edges"],
-            "detections by their score",
-            "score",
-            log=True,
-        ),
-        "val/sizes": chart_pictures.histogram(
-            {
-                "found": [found for _, found in every[:last]],
-                "missed": [count - found for count, found in every[:last]],
-            },
-            sizes["edges"][: last + 1],
-            f"objects by their size (score at least {details['threshold']:g})",
-            "root of the area in pixels",
-        ),
-    }
 
 
 def compared(

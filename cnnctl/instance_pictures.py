@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cnnctl import box_pictures, pictures
+from cnnctl import box_pictures, chart_pictures, detection_charts, pictures
 from cnnctl.box_marks import Mark, class_colours, counted, sized, with_legend
 from cnnctl.box_pictures import _LARGE, _LEGEND, _SMALL, COLUMNS, SHOWN, SIDE, Seen, verdict
 from cnnctl.data.base import Dataset
@@ -19,7 +19,7 @@ from cnnctl.instance_mistakes import Case, cases_of, decoded, draw_mistakes, wit
 from cnnctl.mask_target_pictures import draw_batch_targets, stacked
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.models.base import Model
-from cnnctl.shape_marks import Shape, drawn, over, shades, shapes_of
+from cnnctl.shape_marks import Shape, drawn, over, shades, shapes_of, smallest_first
 from cnnctl.structures import Batch, Predictions, Targets
 
 VOID: Colour = (224, 224, 192)
@@ -54,7 +54,7 @@ def draw_sample(image: Tensor, truth: Mapping[str, Any], data: Dataset, side: in
     """
     colours = class_colours(len(data.classes), data.palette)
     shapes = shapes_of(truth["bits"], truth["crops"], truth["frames"])
-    own = shades(truth["labels"].tolist(), colours)
+    shapes, own = smallest_first(shapes, shades(truth["labels"].tolist(), colours))
     if "void_crop" in truth:
         shapes += shapes_of(truth["bits"], truth["void_crop"][None], truth["void_frame"][None])
         own.append(VOID)
@@ -77,7 +77,13 @@ def draw_evaluation(
         "weights/first_layer": pictures.first_layer(
             model, seen[0][0].images.pixels.shape[1:], data.classes
         ),
-        **box_pictures._charts(evaluator, data.classes, colours),
+        **detection_charts.draw_charts(evaluator, data.classes, colours),
+        "val/mask_precision_recall": chart_pictures.precision_recall(
+            detection_charts.never_rising(evaluator.mask_curves()),
+            evaluator.per_class(),
+            dict(zip(data.classes, colours, strict=True)),
+            "precision and recall of each class, by masks",
+        ),
     }
     if targets := draw_batch_targets(model, seen[0][0], data):
         named["val/mask_targets"] = stacked(targets)
@@ -126,7 +132,8 @@ def annotated(
     height, width = said["size"]
     shapes = decoded([row["segmentation"]["counts"].encode() for row in rows], (height, width))
     across, down = picture.shape[2] / width, picture.shape[1] / height
-    picture = over(picture, [shape.scaled(across, down) for shape in shapes], colours)
+    scaled = [shape.scaled(across, down) for shape in shapes]
+    picture = over(picture, *smallest_first(scaled, colours))
     return box_pictures.annotated(picture, said, classes, palette)
 
 
@@ -143,17 +150,18 @@ def _truth(
     names = [str(classes[k]) for k in labels]
     rows = zip(one.truth.tolist(), labels, names, one.crowd.tolist(), strict=True)
     marks = [Mark(box, colours[k], name, thin=True, hatched=crowd) for box, k, name, crowd in rows]
-    own = [*shades(labels, colours), *[VOID] * len(void)]
+    shapes, own = smallest_first(shapes, shades(labels, colours))
+    own += [VOID] * len(void)
     return drawn(one.image, [*shapes, *void], own, box_pictures._smallest_on_top(marks), side)
 
 
 def _said(one: Case, classes: Sequence[str], colours: Sequence[Colour]) -> Tensor:
-    """(3, H, W): what was found, the most likely on top."""
+    """(3, H, W): what was found."""
     labels: list[int] = one.labels.tolist()
     rows = zip(one.boxes.tolist(), labels, one.scores.tolist(), strict=True)
     marks = [Mark(box, colours[k], f"{classes[k]} {s:.2f}", thin=True) for box, k, s in rows]
-    shapes = decoded(one.counts, one.size)
-    return drawn(one.image, shapes, shades(labels, colours), marks[::-1], _PAIR)
+    shapes, own = smallest_first(decoded(one.counts, one.size), shades(labels, colours))
+    return drawn(one.image, shapes, own, marks[::-1], _PAIR)
 
 
 def _shapes_of_batch(truth: Targets, row: int) -> tuple[list[Shape], list[Shape]]:

@@ -123,6 +123,20 @@ def _places(first: float, last: float, side: int, low: float, high: float) -> tu
     return slice(start, stop), own.floor().clamp(0, side - 1).long()
 
 
+def smallest_first(
+    shapes: Sequence[Shape], colours: Sequence[Colour]
+) -> tuple[list[Shape], list[Colour]]:
+    """Both by the area of the shapes, so that on top are those that would be hidden."""
+
+    def area(place: int) -> float:
+        left, top, right, bottom = shapes[place].frame
+        share = float(shapes[place].mask.float().mean()) if shapes[place].mask.numel() else 0.0
+        return share * abs((right - left) * (bottom - top))
+
+    order = sorted(range(len(shapes)), key=area)
+    return [shapes[place] for place in order], [colours[place] for place in order]
+
+
 def painted(image: Tensor, index: Tensor, colours: Sequence[Colour], width: int) -> Tensor:
     """(3, h, w) uint8 with the shapes of ``numbered`` on it.
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl import anchor_pictures, box_pictures, chart_pictures
+from cnnctl import anchor_pictures, box_pictures, chart_pictures, detection_charts
 from cnnctl.box_marks import WHITE, Mark, class_colours, marked, with_legend
 from cnnctl.box_pictures import MISSED, SIDE, Seen, verdict
 from cnnctl.chart_pictures import Detector
@@ -25,7 +25,7 @@ PALETTE = ((0, 200, 255), (255, 0, 255))
 CYAN, PINK = PALETTE
 PAINT = (51, 102, 153)  # of an image; not grey, as the edges of letters are
 MEAN = (0.2, 0.4, 0.6)
-CHARTS = box_pictures._charts  # slow: most tests do without
+CHARTS = detection_charts.draw_charts  # slow: most tests do without
 
 
 def painted(h: int, w: int) -> Tensor:
@@ -355,7 +355,7 @@ def evaluated(said: Predictions, charts: bool = False) -> dict[str, Tensor]:
     evaluator = DetectionEvaluator(CLASSES)
     evaluator.update(said, batch.targets)
     model: Any = nn.Conv2d(3, 4, 3)
-    with mock.patch.object(box_pictures, "_charts", CHARTS if charts else lambda *_: {}):
+    with mock.patch.object(detection_charts, "draw_charts", CHARTS if charts else lambda *_: {}):
         return box_pictures.draw_evaluation([(batch, said)], evaluator, model, data)
 
 

@@ -97,11 +97,11 @@ def _tables(evaluator: InstanceEvaluator) -> list[Table]:
     rows = [(name, *(_percent(value) for value in pair)) for name, *pair in pairs]
     figures = details["per_class"]
     columns = [figures[key] for key in _PER_CLASS]
-    _, errors = detect.tables(evaluator)
+    _, (title, header, counts) = detect.tables(evaluator)
     return [
         ("COCO", ("", "box", "mask"), rows),
         ("average precision", ("class", *_PER_CLASS.values()), detect.of_classes(columns)),
-        errors,
+        (f"{title}, judged by their boxes", header, counts),
     ]
 
 
