@@ -50,8 +50,8 @@ class InstanceEvaluator(DetectionEvaluator):
     found before these are compared.
 
     Args:
-        boundary: boundary AP too, which takes about a millisecond for each mask of a class that its
-            image shows.
+        boundary: boundary AP too, which takes about half a millisecond for each mask that overlaps
+            one of its class by half.
     """
 
     _nothing = _NO_ROWS

@@ -30,6 +30,7 @@ THRESHOLDS = {"voc_mask_ap50": 0.5, "voc_mask_ap70": 0.7}  # IoU of AP^r
 METRICS = (*COCO_METRICS, *THRESHOLDS)
 BOUNDARY = "coco_boundary_ap"
 _DILATION = 0.02  # d, of the diagonal
+_LEAST = 0.5  # IoU from which COCO counts a detection at all
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,30 @@ def _mutual(
 def _of_contours(
     masks: NDArray[np.float64], found: MaskDetections, there: MaskTruth
 ) -> NDArray[np.float64]:
-    """(d, r) the smaller one of IoU and boundary IoU; ``masks`` as it is for ignored truths."""
-    contours = _iou(_contours(found), _contours(there), there.ignored)
-    return np.where(there.ignored, masks, np.minimum(masks, contours))
+    """(d, r) the smaller one of IoU and boundary IoU; ``masks`` as it is for ignored truths.
+
+    An IoU below all thresholds decides nothing, and stays what it is: contours take a hundred
+    times as long as masks.
+    """
+    near = (masks >= _LEAST) & ~there.ignored
+    few, some = (np.flatnonzero(near.any(axis)) for axis in (1, 0))
+    if not len(few):
+        return masks
+    masks = masks.copy()
+    none = np.zeros(len(some), bool)
+    contours = _iou(_contours(found.at(few)), _contours(there.at(some)), none)
+    masks[np.ix_(few, some)] = np.minimum(masks[np.ix_(few, some)], contours)
+    return masks
 
 
-def _contours(rows: Any) -> list[dict[str, Any]]:
+def _contours(rows: MaskDetections | MaskTruth) -> list[dict[str, Any]]:
+    """The pixels within d of the contour of each mask, inside; the image's border is one."""
     from faster_coco_eval.core import mask as native
 
-    return [native.rleToBoundary(mask, _DILATION) for mask in run_lengths(rows)]
+    diagonals = np.hypot(*rows.sizes.T.astype(np.float64))
+    shares = []
+    for diagonal in diagonals.tolist():
+        # Rounded as in the authors' program: the native one does so in float32, and 1.5 becomes 1.
+        shares.append(max(1, round(_DILATION * diagonal)) / diagonal)
+    both = zip(run_lengths(rows), shares, strict=True)
+    return [native.rleToBoundary(mask, share) for mask, share in both]
