@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnctl.models.detection import DetectionModel, Truth, in_order
 from cnnctl.models.regions import Regions, hardest_of_images
 from cnnctl.ops.boxes import Detections
-from cnnctl.ops.masks import sampled_masks
+from cnnctl.ops.masks import Masks, sampled_masks
 from cnnctl.ops.run_lengths import paste
 from cnnctl.structures import Images, Predictions
 
@@ -72,8 +72,9 @@ def mask_targets(
         most: of an image, drawn at random; None: all regions that are objects.
 
     Returns:
-        (B,) rows of ``regions`` that are objects with a mask, and (B, side, side) float 0..1: what
-        each sees of its object where the object's true box is, which a window may have cut.
+        (B,) rows of ``regions`` that are objects with a mask, and (B, side, side) float: what each
+        sees of its object where the object's true box is, which a window may have cut, 0..1; below
+        0 in bins of which more than half belongs to nobody (VOC's borders).
     """
     nothing = regions.owner.new_zeros(0)
     if truth.masks is None or not truth.labels.shape[1]:
@@ -86,15 +87,26 @@ def mask_targets(
         rows = rows[hardest_of_images(order, regions.image[rows], most)]
     image, owner, boxes = regions.image[rows], owner[rows], regions.boxes[rows].float()
     within = truth.boxes[image, owner].float()
-    return rows, sampled_masks(truth.masks, image, owner, boxes, side, within=within)
+    wanted = sampled_masks(truth.masks, image, owner, boxes, side, within=within)
+    if (void := _void(truth.masks)) is not None:
+        nobody = sampled_masks(void, image, torch.zeros_like(image), boxes, side) > 0.5
+        wanted = wanted.masked_fill(nobody, -1.0)
+    return rows, wanted
+
+
+def _void(masks: Masks) -> Masks | None:
+    """As the one mask of each image."""
+    if masks.void_frame is None or masks.void_crop is None:
+        return None
+    return Masks(masks.bits, masks.void_frame[:, None], masks.void_crop[:, None])
 
 
 def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Mean binary cross-entropy of (B, side, side), in float32; 0 where B is."""
-    logits = logits.float()
-    if not len(logits):
-        return logits.sum()  # so that all that is trained has a gradient, of 0
-    return F.binary_cross_entropy_with_logits(logits, wanted)
+    """Mean binary cross-entropy of (B, side, side), in float32, where ``wanted`` is not below 0; 0
+    and not NaN where there is nothing."""
+    counted = (wanted >= 0).float()
+    lost = F.binary_cross_entropy_with_logits(logits.float(), wanted, counted, reduction="sum")
+    return lost / counted.sum().clamp(min=1)
 
 
 def with_masks(

@@ -62,6 +62,27 @@ def test_truth_in_input_pixels():
     torch.testing.assert_close(truth.boxes[2, 0], torch.tensor([2, 4, 6, 8]) / 3)
 
 
+def test_masks_move_with_their_boxes():
+    """Their frames do, that of nobody's pixels too; their bits stay, and crops of a part of a batch
+    are its own."""
+    images, targets = batch()
+    assert truth_of(images, targets).masks is None
+    assert targets.boxes is not None
+    targets.frames, targets.bits = targets.boxes.clone(), torch.arange(3)[:, None].byte()
+    targets.crops = torch.arange(3)[:, None, None].expand(3, 2, 3)
+    targets.void_frame, targets.void_crop = targets.boxes[:, 0], targets.crops[:, 0]
+    truth = truth_of(images, targets)
+    assert truth.masks is not None
+    assert truth.masks.void_frame is not None
+    assert torch.equal(truth.masks.frames, truth.boxes)
+    assert torch.equal(truth.masks.void_frame, truth.boxes[:, 0])
+    part = truth.at(torch.tensor([2, 0]))
+    assert part.masks is not None
+    assert part.masks.bits.tolist() == [[2], [0]]
+    assert part.masks.crops[:, 0, 0].tolist() == [2, 0]
+    assert torch.equal(part.masks.frames, truth.boxes[[2, 0]])
+
+
 def test_training_sees_the_batch_as_it_is():
     model = Known().train()
     losses = model.loss(*batch())

@@ -20,11 +20,12 @@ from torchvision.ops import roi_align
 
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.models import published_detectors
+from cnnctl.models.detection import Truth, truth_of
 from cnnctl.models.faster_rcnn import FasterRCNN
 from cnnctl.models.instance import mask_loss, mask_targets
 from cnnctl.models.mask_rcnn import MaskPredictor, MaskRCNN
 from cnnctl.models.regions import Regions
-from cnnctl.ops.masks import cropped, pack
+from cnnctl.ops.masks import Masks, cropped, pack
 from cnnctl.ops.run_lengths import decode, encode
 from cnnctl.structures import Batch, Images, Targets, collate
 
@@ -274,9 +275,26 @@ def test_targets_by_hand():
     assert wanted[1].tolist() == [[1] * 4, [0.875] * 4, [0.125] * 4, [0] * 4]
 
 
-def ours_truth(made: Batch):
-    from cnnctl.models.detection import truth_of
+def test_what_belongs_to_nobody_is_not_learnt():
+    """VOC's borders: here the lower half of a box whose upper right quarter is the object."""
+    whole = torch.ones(4, 4, dtype=torch.bool)
+    bits, crops = pack([whole, torch.ones(4, 8, dtype=torch.bool)])
+    corners = torch.tensor([[[6.0, 2, 10, 6]]])
+    void = torch.tensor([[2.0, 6, 10, 10]])
+    masks = Masks(bits[None], corners, crops[None, :1], void, crops[None, 1])
+    box = torch.tensor([[2.0, 2, 10, 10]])
+    truth = Truth(box[None], torch.tensor([[0]]), masks)
+    zero = torch.zeros(1).long()
+    rows, wanted = mask_targets(Regions(box, zero, zero, zero, box), truth, 4)
+    assert rows.tolist() == [0]
+    assert wanted[0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [-1] * 4, [-1] * 4]
+    right = (wanted > 0).float() * 40 - 20
+    right[:, 2:] = 7  # whatever
+    assert mask_loss(right, wanted) < 1e-6
+    assert mask_loss(right, torch.full_like(wanted, -1)) == 0
 
+
+def ours_truth(made: Batch) -> Truth:
     return truth_of(made.images, made.targets)
 
 
@@ -401,10 +419,6 @@ def test_without_a_detection(narrow, monkeypatch):
     with torch.no_grad():
         said = narrow.eval().predict(images_of(noise(2, 3, 64, 64)))
     assert said.masks == [[], []]
-
-
-def test_loss_of_no_region_is_nothing():
-    assert mask_loss(torch.zeros(0, 28, 28), torch.zeros(0, 28, 28)) == 0
 
 
 @pytest.mark.parametrize(
