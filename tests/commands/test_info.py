@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from typing import Any
 
 import pytest
 
@@ -20,18 +22,27 @@ def shown(capsys, *overrides: str) -> str:
     return capsys.readouterr().out
 
 
+@functools.cache
+def of_task(task: str) -> tuple[str, tuple[str, ...], Any, tuple[str, ...]]:
+    """Its data, its fields, what the data is like, and what makes that quick to be drawn."""
+    config = compose.compose("train", [f"task={task}"])
+    few = ("data.train_images=8",) if "train_images" in config.data else ()
+    settings = compose.settings(compose.compose("train", [f"task={task}", *few]))
+    fields = tuple(build.task(settings).fields)
+    return compose.choices(config)["data"], fields, build.facts(settings), few
+
+
 @pytest.mark.parametrize("model", [name for name in MODELS if not name.endswith(("110", "1202"))])
 def test_every_model(model, tasks_of, capsys, monkeypatch, tmp_path):
     """For each task that it does, on that task's own data."""
     monkeypatch.setenv("CNNCTL_DATA", str(tmp_path / "absent"))
     for task in tasks_of(model):
-        config = compose.compose("train", [f"task={task}"])
-        own, data = compose.choices(config)["data"], build.facts(compose.settings(config))
-        out = shown(capsys, f"task={task}", f"model={model}")
+        own, fields, data, few = of_task(task)
+        out = shown(capsys, f"task={task}", f"model={model}", *few)
         assert f"{model} on {own}: {data.channels} x " in out
         assert f"pixels -> {len(data.classes)} classes" in out
         assert "1 multiply-add = 2 FLOPs" in out
-        if build.task(compose.settings(config)).fields == ("label",):
+        if fields == ("label",):
             assert "whole image" in out  # the last layer of every one
 
 
