@@ -119,8 +119,13 @@ def memory() -> float:
 
 
 def first_images(rows: Rows, images: int) -> Rows:
-    some = [part.at(part.image < images) for part in (rows.detections, rows.truth, rows.void)]
-    return Rows(np.arange(images), *some)
+    found, there, void = rows.detections, rows.truth, rows.void
+    return Rows(
+        np.arange(images),
+        found.at(found.image < images),
+        there.at(there.image < images),
+        void.at(void.image < images),
+    )
 
 
 def compared(rows: Rows) -> None:
