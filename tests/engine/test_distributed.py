@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from cnnctl import build, compose
 from cnnctl.data.digit_boxes import DigitBoxes
@@ -162,15 +163,19 @@ def scenes(count: int) -> DigitBoxes:
     return DigitBoxes("train", size=32, scale=(0.3, 0.5), train_images=count)
 
 
-@pytest.mark.parametrize(
-    ("samples", "batch_size", "world"), [(1078, 64, 2), (53, 12, 3), (9, 8, 4)]
-)
+@functools.cache
+def augmented(name: str) -> DictConfig:
+    config = compose.settings(compose.compose("train", [f"augmentation={name}"]))
+    config.augmentation.size = None
+    return config
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "world"), [(150, 16, 2), (53, 12, 3), (9, 8, 4)])
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", compose.groups()["augmentation"])
 def test_shares_make_up_the_batch_of_one_process(name, samples, batch_size, world, streaming):
     """Sample by sample and in order, with the same augmentation, over three epochs."""
-    config = compose.settings(compose.compose("train", [f"augmentation={name}"]))
-    config.augmentation.size = None
+    config = augmented(name)
     if {"label", "mask"} & set(build.target(config, "augmentation").moves):
         data = Digits("train")
         data.pixels, data.labels = data.pixels[:samples], data.labels[:samples]
@@ -254,12 +259,9 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "group", "code"),
-    [
-        (signal.SIGTERM, False, 143),
-        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.slow),
-    ],
+    ("number", "group", "code"), [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130)]
 )
 def test_a_signal_to_the_parent_saves(number, group, code, tmp_path, tiny):
     """Ctrl-C reaches every process of the terminal's group, and the parent hands it on as well."""
@@ -304,7 +306,8 @@ def test_every_process_fits_on_all_of_the_data(tmp_path, tiny):
     )
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_fault_of_one_process_is_one_sentence(rank, tmp_path, tiny):
     """The other is waiting in a collective call, and has nothing to say."""
     process = start(
