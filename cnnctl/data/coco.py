@@ -81,6 +81,10 @@ class COCO(COCOSplit):
             from cnnctl.data.coco_masks import COCOMasks
 
             return COCOMasks
+        if fields == ("boxes", "keypoints"):
+            from cnnctl.data.coco_points import COCOPoints
+
+            return COCOPoints
         return super().serving(fields)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:

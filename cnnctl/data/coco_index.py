@@ -25,10 +25,11 @@ import numpy as np
 
 from cnnctl.data.coco_json import Faults, together
 from cnnctl.data.coco_records import Records, Use, read_records
+from cnnctl.data.coco_skeletons import Points
 from cnnctl.data.image_file import printable
 from cnnctl.errors import Exit, UserError
 
-_FORM = 5  # of the cached arrays; another number, another place
+_FORM = 6  # of the cached arrays; another number, another place
 _LARGE = 16 << 20  # bytes of an annotation file that is worth a cache
 
 
@@ -41,7 +42,8 @@ class Index:
 
     digest: str  # SHA-256 of the file
     category_names: tuple[str, ...]
-    unfit: dict[Use, Faults]  # annotations that cannot be used as masks, or as boxes
+    unfit: dict[Use, Faults]  # annotations that cannot be used as masks, boxes or figures
+    points: tuple[Points, ...]  # (K,) names of the points of each category, and its sticks
     category_ids: np.ndarray  # (K,) int64
     image_ids: np.ndarray  # (I,) int64
     sizes: np.ndarray  # (I, 2) int32 (h, w)
@@ -58,6 +60,8 @@ class Index:
     coordinates: np.ndarray  # float64, x and y in turn
     run_ends: np.ndarray  # (A,) int64
     runs: np.ndarray  # int32, of 0s and 1s in turn, down the columns
+    keypoint_ends: np.ndarray  # (A,) int64
+    keypoints: np.ndarray  # float64, x, y and visibility in turn; zeros where unfit
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -186,6 +190,7 @@ def make_index(records: Records, digest: str) -> Index:
         digest=digest,
         category_names=tuple(name for _, name in records.categories),
         unfit=records.unfit,
+        points=tuple(records.points),
         category_ids=np.array([number for number, _ in records.categories], np.int64),
         image_ids=np.array([number for number, *_ in records.images], np.int64),
         sizes=np.array([(h, w) for _, h, w, _ in records.images], np.int32),
@@ -202,6 +207,8 @@ def make_index(records: Records, digest: str) -> Index:
         coordinates=joined,
         run_ends=_ends(len(row.runs) for row in rows),
         runs=np.array([run for row in rows for run in row.runs], np.int32),
+        keypoint_ends=_ends(len(row.points) for row in rows),
+        keypoints=np.array([value for row in rows for value in row.points], np.float64),
     )
 
 
@@ -229,7 +236,8 @@ def _load(place: Path | None) -> Index | None:
         if {name: list(array.shape) for name, array in arrays.items()} != said["shapes"]:
             return None
         unfit = {use: Faults(**faults) for use, faults in said["unfit"].items()}
-        return Index(said["digest"], tuple(said["category_names"]), unfit, **arrays)
+        points = tuple((tuple(n), tuple((a, b) for a, b in s)) for n, s in said["points"])
+        return Index(said["digest"], tuple(said["category_names"]), unfit, points, **arrays)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
@@ -247,6 +255,7 @@ def _save(index: Index, place: Path) -> None:
                     _sync(file)
             shapes = {name: array.shape for name, array in arrays.items()}
             said = {"digest": index.digest, "category_names": index.category_names}
+            said["points"] = index.points
             unfit = {use: asdict(faults) for use, faults in index.unfit.items()}
             with open(temporary / "index.json", "x") as file:
                 file.write(json.dumps({**said, "unfit": unfit, "shapes": shapes}))

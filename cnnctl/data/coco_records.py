@@ -32,6 +32,7 @@ from cnnctl.data.coco_shapes import (
     check_runs,
     kind,
 )
+from cnnctl.data.coco_skeletons import Points, check_points, points_of
 from cnnctl.data.image_file import MAX_PIXELS, printable
 from cnnctl.errors import Exit, UserError
 
@@ -39,7 +40,7 @@ _ADVICE = "it must be COCO's instances format: images, categories, annotations"
 _LONGEST = 65_535  # side of an image: as JPEG, and short enough for native code
 
 # What can be wrong with an annotation and yet not matter: a mask needs no box, a box no outline.
-Use = Literal["segmentation", "bbox", "flat"]
+Use = Literal["segmentation", "bbox", "flat", "keypoints"]
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Records:
 
     images: list[tuple[int, int, int, str]] = field(default_factory=list)  # id, h, w, file name
     categories: list[tuple[int, str]] = field(default_factory=list)  # id, name, by id
+    points: list[Points] = field(default_factory=list)  # of each category
     annotations: list[Annotation] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)  # that matter whatever it is used for
     unfit: dict[Use, Faults] = field(default_factory=lambda: {u: Faults() for u in get_args(Use)})
@@ -63,6 +65,7 @@ class Annotation:
     area: float  # of the file, else of the box; pixels
     polygons: list[array[float]]  # x, y, x, y, ... in pixels; none where there are runs
     runs: list[int]  # lengths of 0s, 1s, 0s, ... down the columns; none where there are polygons
+    points: list[float]  # x, y, visibility, ... ; none where its category has none, or unfit
 
 
 def read_records(file: Path, raw: bytes) -> Records:
@@ -121,18 +124,20 @@ def _images(rows: list[Any], checked: Records) -> dict[int, int]:
 
 def _categories(rows: list[Any], checked: Records) -> dict[int, int]:
     """Category id -> position in ``checked.categories``, which are in the order of their ids."""
-    found: dict[int, str] = {}
+    found: dict[int, tuple[str, Points]] = {}
     titles: set[str] = set()
     for name, row in records(rows, "categories", checked.faults):
         try:
             number, title = whole(row, "id"), text(row, "name")
             if number in found or title in titles:
                 raise Wrong("another category has this id or name too")
-            found[number] = title
+            found[number] = title, points_of(row)
             titles.add(title)
         except Wrong as wrong:
             checked.faults.add(name, str(wrong))
-    checked.categories = sorted(found.items())
+    known = sorted(found.items())
+    checked.categories = [(number, title) for number, (title, _) in known]
+    checked.points = [points for _, (_, points) in known]
     return {number: position for position, (number, _) in enumerate(checked.categories)}
 
 
@@ -162,8 +167,9 @@ def _annotations(
         misread.look(row.get("bbox"), *size)
         box, area = _box(name, row, *size, checked.unfit)
         shape = _shape(name, row, *size, checked.unfit["segmentation"])
+        points = _points(name, row, len(checked.points[category][0]), checked.unfit["keypoints"])
         checked.annotations.append(
-            Annotation(number, image, category, bool(crowd), box, area, *shape)
+            Annotation(number, image, category, bool(crowd), box, area, *shape, points)
         )
     if problem := misread.problem():
         checked.unfit["bbox"] = Faults([(None, problem)], 1)
@@ -236,6 +242,17 @@ def _box(
 
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
+
+
+def _points(name: str, row: dict[str, Any], count: int, unfit: Faults) -> list[float]:
+    """Of a category with ``count`` points; none where they are unfit."""
+    if not count:
+        return []
+    try:
+        return check_points(row, count)
+    except ValueError as error:
+        unfit.add(name, str(error))
+        return [0.0] * (3 * count)
 
 
 def _shape(

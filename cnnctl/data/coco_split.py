@@ -45,6 +45,7 @@ class COCOSplit(Dataset):
 
     uses: ClassVar[tuple[Use, ...]]  # what each annotation must be fit for
     uses_of_own: ClassVar[tuple[Use, ...]] = ()  # what those of one's own file must be, too
+    kind: ClassVar[str] = "instances"  # of the official annotation files
     images_needed: ClassVar[bool] = True  # or are they only scored, and need not be there?
     table: np.ndarray  # (K,) class of each category of the file
     channels = 3
@@ -169,7 +170,7 @@ class COCOSplit(Dataset):
     @classmethod
     def missing(cls, root: str | None) -> list[str]:
         home = data_root(root)
-        names = ("annotations/instances_train2017.json", "train2017")
+        names = (f"annotations/{cls.kind}_train2017.json", "train2017")
         if any((b / n).exists() for b in (home / "coco", home) for n in names[:1]):
             return []
         return [f"coco/{name}" for name in names]
@@ -207,7 +208,7 @@ class COCOSplit(Dataset):
                     )
             return file, folder
         part = f"{'val' if split == 'test' else 'train'}{year}"
-        names = [f"annotations/instances_{part}.json", part]
+        names = [f"annotations/{cls.kind}_{part}.json", part]
         base = next((b for b in (home / "coco", home) if (b / names[0]).is_file()), home / "coco")
         if not (base / names[0]).is_file() or not (absent_is_fine or (base / part).is_dir()):
             raise absent(home, [f"coco/{name}" for name in names], data=cls.option(), fetch=False)
@@ -215,7 +216,7 @@ class COCOSplit(Dataset):
 
     def _official_order(self, year: int) -> None:
         """Refuse test categories that are not train's: the class numbers would differ."""
-        train = self.file.with_name(f"instances_train{year}.json")
+        train = self.file.with_name(f"{self.kind}_train{year}.json")
         if not train.is_file():
             return
         ours, theirs = (
