@@ -115,12 +115,15 @@ def _places(first: float, last: float, side: int, low: float, high: float) -> tu
     Args:
         first, last: where the mask begins and ends; low, high: what is seen of the line.
     """
-    low, high = max(low, 0.0, min(first, last)), min(high, max(first, last))
-    start = math.ceil(low - 0.5)
-    stop = max(start, math.ceil(high - 0.5))
+    begin, end = math.floor(min(first, last) - 0.5), math.ceil(max(first, last) + 0.5)
+    start = max(math.ceil(max(low, 0.0) - 0.5), begin)
+    stop = max(start, min(math.ceil(high - 0.5), end))
     centre = torch.arange(start, stop, dtype=torch.float64) + 0.5
-    own = (centre - first) / ((last - first) or 1.0) * side
-    return slice(start, stop), own.floor().clamp(0, side - 1).long()
+    own = ((centre - first) / ((last - first) or 1.0) * side).floor()
+    inside = ((own >= 0) & (own < side)).nonzero()[:, 0].tolist()  # one after another
+    if not inside:
+        return slice(0, 0), own[:0].long()
+    return slice(start + inside[0], start + inside[-1] + 1), own[inside].long()
 
 
 def smallest_first(
