@@ -66,8 +66,8 @@ class Figures:
         broken = ~np.isfinite(self.points).all((1, 2))
         if broken.any():
             raise UserError(
-                f"{int(broken.sum()):,} of {len(self.points):,} detections have a point that is not a"
-                " finite number",
+                f"{int(broken.sum()):,} of {len(self.points):,} detections have a point that is"
+                " not a finite number",
                 advice="the training had diverged, or trainer.precision=fp16 overflowed",
                 code=Exit.DIVERGED,
             )
@@ -140,7 +140,7 @@ def _truth_records(figures: Figures) -> list[dict[str, Any]]:
     counts = (points[..., 2] > 0).sum(1)
     columns = (
         *(truth.image, truth.labels + 1, boxes, truth.area, truth.ignored.astype(int)),
-        *(counts, points.astype(np.float64).reshape(len(points), -1)),
+        *(counts, flattened(points)),
     )
     return [
         {
@@ -160,7 +160,7 @@ def _found_records(figures: Figures) -> list[dict[str, Any]]:
     sides = high - low
     columns = (
         *(found.image, found.labels + 1, np.concatenate([low, sides], 1), sides.prod(1)),
-        *(found.scores, points.reshape(len(points), -1)),
+        *(found.scores, flattened(points)),
     )
     return [
         {
@@ -171,6 +171,11 @@ def _found_records(figures: Figures) -> list[dict[str, Any]]:
             zip(*(column.tolist() for column in columns), strict=True), 1
         )
     ]
+
+
+def flattened(points: Points) -> NDArray[np.float64]:
+    """(n, J, 3) -> (n, 3 * J), for n of 0 too."""
+    return points.astype(np.float64).reshape(len(points), 3 * points.shape[1])
 
 
 def owners(figures: Figures) -> Index:

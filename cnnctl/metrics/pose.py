@@ -137,8 +137,7 @@ class PoseEvaluator(DetectionEvaluator):
         Args:
             category_ids, image_ids: as of boxes.
         """
-        points = self.rows().detections.points.astype(np.float64)
-        flat = points.reshape(len(points), -1).tolist()
+        flat = keypoints.flattened(self.rows().detections.points).tolist()
         rows = []
         for record, own in zip(super().results(category_ids, image_ids), flat, strict=True):
             del record["bbox"]

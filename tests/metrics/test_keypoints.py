@@ -141,6 +141,9 @@ def test_similarity_by_hand():
         scores = oks_scores(figures, np.arange(1), [0.05], 1)
         assert scores.metrics["coco_oks_ap"] == pytest.approx(ap)
         assert "coco_oks_ap_medium" not in scores.metrics  # no figure is medium
+    empty = figures_of(np.zeros((0, 1, 3)), [], [[[50, 50, 2]]])
+    assert oks_scores(empty, np.arange(1), [0.05], 1).metrics["coco_oks_ap"] == 0
+    assert pck(empty, owners(empty), (0, 0)).mean is None
     nothing = figures_of([[[0, 0, 1]]], [0.9], [[[0, 0, 0]]])
     assert oks_scores(nothing, np.arange(1), [0.05], 1).metrics == {}
     assert np.isnan(oks_scores(nothing, np.arange(1), [0.05], 1).ap).all()
