@@ -181,7 +181,7 @@ def test_a_fault_of_ours_leaves_its_traceback_in_the_run(train, tmp_path, capsys
     RunDirectory.reopen(run).release()  # the lock is gone with the run
 
 
-def test_a_process_of_its_own_stopped_and_resumed(tmp_path, tiny, cnnctl):
+def test_a_process_of_its_own_stopped_and_resumed(tmp_path, tiny, command, capsys):
     """By SIGTERM from outside; meanwhile the directory is busy."""
     settings = [name for name in tiny if not name.startswith("trainer.steps")]
     process = subprocess.Popen(
@@ -192,9 +192,8 @@ def test_a_process_of_its_own_stopped_and_resumed(tmp_path, tiny, cnnctl):
     until = time.monotonic() + 60
     while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < until:
         time.sleep(0.05)
-    busy = cnnctl("train", "resume=run", cwd=tmp_path)
-    assert busy.returncode == 7
-    assert f"(process {process.pid} on " in busy.stderr
+    assert command("train", f"resume={tmp_path / 'run'}") == 7
+    assert f"(process {process.pid} on " in capsys.readouterr().err
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (143, "")
