@@ -15,6 +15,7 @@ from cnnctl.engine.checkpoint import Checkpoints
 from cnnctl.engine.loop import Loop
 from cnnctl.metrics.classification import ClassificationEvaluator
 from cnnctl.metrics.detection import DetectionEvaluator
+from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.metrics.segmentation import SegmentationEvaluator
 
 EVERYTHING = (  # that has a state
@@ -65,9 +66,23 @@ SETTINGS = {
         *("trainer.batch_size=4", "trainer.steps=7", "trainer.save_every=2", "trainer.workers=0"),
         *("trainer.evaluate_every_steps=5",),
     ),
+    "instance": (  # which regions' masks are trained on is drawn
+        *("task=instance", "model=mask_rcnn", "model.width=16", "model.hidden=16"),
+        *("model.regions=16", "model.mask_width=8", "model.mask_regions=2", "model.score=0.01"),
+        *("model.proposals_train=20", "model.proposals_test=10", "augmentation.flip=true"),
+        *("data.size=64", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.train_images=12"),
+        *("data.val_images=4", "trainer.batch_size=4", "optimizer=sgd"),
+        *("optimizer.momentum=0", "optimizer.nesterov=false"),
+        *("trainer.steps=4", "trainer.save_every=2", "trainer.evaluate_every_steps=3"),
+    ),
     "early_stopping": ("trainer.patience=1", "trainer.steps=400", "trainer.monitor=top1"),
 }
-EVALUATORS = [ClassificationEvaluator, DetectionEvaluator, SegmentationEvaluator]
+EVALUATORS = [
+    ClassificationEvaluator,
+    DetectionEvaluator,
+    InstanceEvaluator,
+    SegmentationEvaluator,
+]
 MOMENTS = (
     "step 2",
     "step 6",
@@ -162,6 +177,7 @@ def stopped_and_resumed(train, command, directory, overrides, moment, *resuming)
         *(("segment", moment) for moment in ("step 11", "signal in evaluation 2", "evaluated 1")),
         *(("segment_files", moment) for moment in ("step 11", "signal 5")),
         ("detect", "step 4"),
+        *(("instance", moment) for moment in ("step 4", "evaluation 1")),
         *(("detect_files", moment) for moment in ("step 4", "signal in evaluation 1")),
     ],
 )
