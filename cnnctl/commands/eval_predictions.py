@@ -48,7 +48,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
         raise UserError(
             f"task={task.name} has no predictions in a file",
             field="task",
-            advice="task=detect or task=instance",
+            advice="task=detect, task=instance or task=pose",
         )
     data = build.truth(config, settings.split)
     evaluator = _scored(task, file, data)
@@ -89,9 +89,10 @@ def _composed(
 def _scored(task: Task, file: Path, data: Dataset) -> Any:
     """An evaluator that holds the detections in a file and the truth."""
     masks = "masks" in task.fields
-    results = read_results(file, data, masks)
+    points = len(data.skeleton or ()) if "keypoints" in task.fields else 0
+    results = read_results(file, data, masks, points)
     evaluator = task.evaluator(data)
-    if masks:
+    if masks or points:
         for start in range(0, len(data), _AT_ONCE):
             stop = min(start + _AT_ONCE, len(data))
             evaluator.update(results.predictions(start, stop), _targets(data, start, stop))

@@ -1,7 +1,7 @@
 """Detections of any program, from a file of results in COCO's format.
 
 Each is a record of image_id, category_id, bbox (x, y, width, height) and score, which is checked
-against the data set that it is of; and of segmentation, where masks are scored.
+against the data set that it is of; and of segmentation or keypoints, where these are scored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnctl.data import result_masks
+from cnnctl.data import result_masks, result_points
 from cnnctl.data.base import Dataset
 from cnnctl.data.coco_json import Faults, Wrong, parse, records, whole, without_collection
 from cnnctl.data.coco_shapes import check_four, kind
@@ -27,6 +27,9 @@ from cnnctl.structures import Predictions
 _ADVICE = "it must be COCO's results format: a list of {image_id, category_id, bbox, score}"
 _MASK_ADVICE = (
     "it must be COCO's results format: a list of {image_id, category_id, segmentation, score}"
+)
+_POINT_ADVICE = (
+    "it must be COCO's results format: a list of {image_id, category_id, keypoints, score}"
 )
 Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 _LARGEST = 1e30  # of a number of a box: its corners must be finite in float32
@@ -44,6 +47,7 @@ class Results:
         labels: (D,) int64 position in the data set's classes.
         sizes: (N, 2) int64 height and width of each image, and
         counts: (D,) bytes, the compressed run lengths of each mask; None where boxes are scored.
+        points: (D, J, 3) float64 of each figure; None where it has none.
     """
 
     images: int
@@ -53,6 +57,7 @@ class Results:
     labels: NDArray[np.int64]
     sizes: NDArray[np.int64] | None = None
     counts: NDArray[np.object_] | None = None
+    points: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -62,7 +67,7 @@ class Results:
 
         Returns:
             boxes (N, D, 4) and scores (N, D) in float64, with the file's own digits; labels (N, D)
-            int64 with -1 = none; masks and sizes, where there are masks.
+            int64 with -1 = none; masks and sizes, or keypoints, where there are some.
         """
         first, last = np.searchsorted(self.image, (start, stop))
         row = self.image[first:last] - start  # (d,) int64
@@ -83,10 +88,14 @@ class Results:
             own = np.split(self.counts[first:last], np.cumsum(counts)[:-1])
             found.masks = [masks.tolist() for masks in own]
             found.sizes = [(h, w) for h, w in self.sizes[start:stop].tolist()]
+        if self.points is not None:
+            points = np.zeros((*shape, *self.points.shape[1:]))
+            points[row, place] = self.points[first:last]
+            found.keypoints = torch.from_numpy(points)
         return found
 
 
-def read_results(file: Path, data: Dataset, masks: bool = False) -> Results:
+def read_results(file: Path, data: Dataset, masks: bool = False, points: int = 0) -> Results:
     """The detections in a file, of the images and classes of ``data``.
 
     The file holds a list of results, or an object with that list under "annotations". An image
@@ -94,6 +103,7 @@ def read_results(file: Path, data: Dataset, masks: bool = False) -> Results:
 
     Args:
         masks: every result must have one; without a bbox, it is the one around its mask.
+        points: every result must have that many; without a bbox, it is the one around them.
 
     Raises:
         UserError: it cannot be read, or records in it are wrong; the first is named (code 3).
@@ -106,21 +116,24 @@ def read_results(file: Path, data: Dataset, masks: bool = False) -> Results:
         problem = f"cannot be read: {error.strerror}"
         raise UserError(problem, file=printable(file), code=Exit.DATA) from None
     with without_collection():
-        rows, name = _list(file, parse(file, raw, _MASK_ADVICE if masks else _ADVICE))
-        known = _Known(images, categories, sizes)
+        advice = _POINT_ADVICE if points else _MASK_ADVICE if masks else _ADVICE
+        rows, name = _list(file, parse(file, raw, advice))
+        known = _Known(images, categories, sizes, points)
         found = _read(rows, known)
         if found is None:
             _check_each(rows, name, known).tell(file)
             found = _read(rows, known)
     assert found is not None
-    (image, category, boxes, scores), counts = found
+    (image, category, boxes, scores), counts, figures = found
     boxes[:, 2:] += boxes[:, :2]
     image, label = _places(image, images), _places(category, categories)
     order = np.lexsort((-scores, image))  # stable
     if counts is not None:
         counts = counts[order]
+    if figures is not None:
+        figures = figures[order]
     columns = (image[order], boxes[order], scores[order], label[order])
-    return Results(len(images), *columns, sizes, counts)
+    return Results(len(images), *columns, sizes, counts, figures)
 
 
 class _Known:
@@ -129,6 +142,7 @@ class _Known:
     Args:
         images: (N,) ids, categories: (K,) ids.
         sizes: (N, 2) height and width of each image; None where masks are not looked at.
+        points: J; 0 where points are not looked at.
     """
 
     def __init__(
@@ -136,16 +150,24 @@ class _Known:
         images: NDArray[np.int64],
         categories: NDArray[np.int64],
         sizes: NDArray[np.int64] | None,
+        points: int = 0,
     ) -> None:
-        self.images, self.categories = images, categories
+        self.images, self.categories, self.points = images, categories, points
         self.sizes = (
             None if sizes is None else dict(zip(images.tolist(), sizes.tolist(), strict=True))
         )
 
 
-def _read(rows: list[Any], known: _Known) -> tuple[Columns, NDArray[np.object_] | None] | None:
-    """The columns of all results and the run lengths of their masks; None if some are wrong."""
-    counts = None
+def _read(
+    rows: list[Any], known: _Known
+) -> tuple[Columns, NDArray[np.object_] | None, NDArray[np.float64] | None] | None:
+    """The columns of all results, the run lengths of masks and points; None if some are wrong."""
+    counts = points = None
+    if known.points:
+        points = result_points.points_of(rows, known.points)
+        if points is None:
+            return None
+        rows = result_points.boxed(rows, points)
     if known.sizes is not None:
         counts = result_masks.counts_of(rows, known.sizes)
         if counts is None:
@@ -154,7 +176,7 @@ def _read(rows: list[Any], known: _Known) -> tuple[Columns, NDArray[np.object_] 
     columns = _columns(rows)
     if columns is None or not _are_right(columns, known.images, known.categories):
         return None
-    return columns, counts
+    return columns, counts, points
 
 
 def _boxed(
@@ -246,18 +268,13 @@ def _check_each(rows: list[Any], name: str, known: _Known) -> Faults:
     images, categories = set(known.images.tolist()), set(known.categories.tolist())
     for record, row in records(rows, name, faults):
         try:
-            _check(row, images, categories, known.sizes)
+            _check(row, images, categories, known)
         except ValueError as wrong:
             faults.add(record, str(wrong))
     return faults
 
 
-def _check(
-    row: dict[str, Any],
-    images: set[int],
-    categories: set[int],
-    sizes: result_masks.Sizes | None,
-) -> None:
+def _check(row: dict[str, Any], images: set[int], categories: set[int], wanted: _Known) -> None:
     for key, known, what in (
         ("image_id", images, "of an image of this split"),
         ("category_id", categories, f"of a class: {_range(categories)}"),
@@ -265,9 +282,11 @@ def _check(
         number = whole(row, key)
         if number not in known:
             raise Wrong(f"{key}: {number} is no id {what}")
-    if sizes is not None:
-        result_masks.check_mask(row, sizes)
-    if "bbox" in row or sizes is None:
+    if wanted.sizes is not None:
+        result_masks.check_mask(row, wanted.sizes)
+    if wanted.points:
+        result_points.check_result(row, wanted.points)
+    if "bbox" in row or (wanted.sizes is None and not wanted.points):
         _check_box(row)
     score = row.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
