@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cnnctl import build, compose
+from cnnctl import compose
 from cnnctl.models.detection import DetectionModel
+from cnnctl.models.instance import InstanceModel
+from cnnctl.models.pose import PoseModel
 
-# For GPUs: 512 pixels; depthwise convolutions, with which 200 steps take ten minutes on two cores;
+# 300 pixels and more; depthwise convolutions, with which 200 steps take ten minutes on two cores;
 # 271 million weights.
-LARGE = {"ssd512", "ssdlite", "yolo_v1"}
-# A scene has 6 x 6 positions on a map of stride 16, fewer than R-FCN's bins need: a finer stem.
-MORE = {"rfcn": ("backbone.small_input=true",)}
+FOR_GPUS = {"ssd300", "ssd512", "ssdlite", "yolo_v1"}
+ONE_OBJECT = {"localisation", "pose_regression"}  # in an image
+# A scene of 96 pixels has 6 x 6 positions on a map of stride 16, fewer than R-FCN's bins need.
+MORE = {"rfcn": ("data.size=192",)}
+# The task that asks most of a network, and the metric to learn by.
+TASKS = (
+    (InstanceModel, "instance", "coco_mask_ap50"),
+    (PoseModel, "pose", "coco_oks_ap50"),
+    (DetectionModel, "detect", "coco_ap50"),
+)
 
 
-def detectors() -> list[str]:
+def detectors() -> list:
+    """Models, tasks and metrics, from the files alone: to compose them all would take its time."""
     found = []
     for model in compose.groups()["model"]:
-        config = compose.settings(compose.compose("train", ["task=detect", f"model={model}"]))
-        cls = build.target(config, "model")
-        if isinstance(cls, type) and issubclass(cls, DetectionModel) and model not in LARGE:
-            found.append(model)
+        content = yaml.safe_load((compose.conf_dir() / "model" / f"{model}.yaml").read_text())
+        module, _, name = content.get("model", {}).get("_target_", "").rpartition(".")
+        cls = getattr(importlib.import_module(module), name) if module else None
+        for kind, task, metric in TASKS:
+            if isinstance(cls, type) and issubclass(cls, kind):
+                mark = pytest.mark.gpu if model in FOR_GPUS else pytest.mark.slow
+                found.append(pytest.param(model, task, metric, marks=mark, id=model))
+                break
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", detectors())
-def test_eight_scenes(model, command, tmp_path):
-    count = "[1,1]" if model == "localisation" else "[2,4]"
+@pytest.mark.parametrize(("model", "task", "metric"), detectors())
+def test_eight_scenes(model, task, metric, command, tmp_path):
+    count = "[1,1]" if model in ONE_OBJECT else "[2,4]"
     settings = (
-        *("task=detect", f"model={model}", f"data.digits={count}", "data.train_images=8"),
+        *(f"task={task}", f"model={model}", f"data.digits={count}", "data.train_images=8"),
         *("augmentation=none", "trainer.learn_by_heart=8", "trainer.batch_size=8"),
         *("optimizer.lr=1e-3", "trainer.steps=200", "trainer.evaluate_every_steps=40"),
-        *("trainer.patience=2", "trainer.monitor=coco_ap50", "trainer.test=false"),
+        *("trainer.patience=2", f"trainer.monitor={metric}", "trainer.test=false"),
         *("trainer.tensorboard=false", "data.scale=[0.3,0.5]"),
         *MORE.get(model, ()),
     )
