@@ -109,6 +109,17 @@ def test_from_the_command_line(command, tmp_path, monkeypatch, capsys):
     assert width > 600
 
 
+def test_targets_of_masks(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = ("task=instance", *FEW[1:], *MODELS["faster_rcnn"], "model.mask_width=8")
+    assert command("info", *own, "draw=targets") == 0
+    path = tmp_path / "targets-mask_rcnn-digit_scenes.png"
+    assert f"targets: {path}" in capsys.readouterr().out
+    width, height = Image.open(path).size
+    assert height > 2 * 500, "both images of the batch"
+    assert width > 600
+
+
 def test_weights_of_a_run_are_taken(drawn, tmp_path):
     asked("proposals", "faster_rcnn", tmp_path / "p.png")
     own = [*FEW, "model=faster_rcnn", *MODELS["faster_rcnn"]]
@@ -128,6 +139,7 @@ def test_weights_of_a_run_are_taken(drawn, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
+        (("model=ssd", "draw=targets"), Exit.CONFIG, "model=ssd has no targets"),
         (("model=ssd", "draw=proposals"), Exit.CONFIG, "model=ssd has no proposals"),
         (("model=fcos", "draw=anchors"), Exit.CONFIG, "model=fcos has no anchors"),
         (("draw=ankers",), Exit.CONFIG, 'nothing to draw called "ankers"'),
