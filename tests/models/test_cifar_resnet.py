@@ -107,7 +107,13 @@ def test_refuses_small_images_and_unknown_shortcuts():
 # true test set). These pixels went through JPEG, which costs about ten points: the data's README
 # has 81.03, 82.56, 82.67 and 83.20 % on all 10,000.
 @pytest.mark.data
-@pytest.mark.parametrize(("depth", "hits"), [(20, 401), (32, 420), (44, 413), (56, 416)])
+@pytest.mark.parametrize(
+    ("depth", "hits"),
+    [
+        (20, 401),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in ((32, 420), (44, 413), (56, 416))),
+    ],
+)
 def test_published_weights_on_500_images(depth, hits):
     if "CNNCTL_DATA" not in os.environ:
         pytest.skip("CNNCTL_DATA is not set")
