@@ -20,6 +20,7 @@ PARTS = {
     "mirror",
     "native",
     "mean",
+    "std",
     "split",
     "classes",
     "params",

@@ -98,6 +98,8 @@ def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
         "num_classes": len(data.classes),
         "classes": tuple(data.classes),
         "size": size,
+        "mean": tuple(data.mean),
+        "std": tuple(data.std),
         "skeleton": getattr(data, "skeleton", None),
     }
     if config.backbone:

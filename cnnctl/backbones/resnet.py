@@ -1,9 +1,9 @@
-"""ResNet-18, 34 and 50: He, Zhang, Ren, Sun, "Deep residual learning for image recognition",
-arXiv:1512.03385, table 1, by torchvision, whose names of weights are kept so that the published
-weights load.
+"""ResNet-18, 34, 50, 101 and 152: He, Zhang, Ren, Sun, "Deep residual learning for image
+recognition", arXiv:1512.03385, table 1, by torchvision, whose names of weights are kept so that the
+published weights load.
 
-Differs from the paper: in ResNet-50 the stride is in a block's 3x3 convolution and not in its first
-1x1 ("v1.5", torchvision's variant); ``small_input`` is not in the paper.
+Differs from the paper: from ResNet-50 on the stride is in a block's 3x3 convolution and not in its
+first 1x1 ("v1.5", torchvision's variant); ``small_input`` is not in the paper.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ResNet(Backbone):
     """Maps c2, c3, c4, c5 at strides 4, 8, 16, 32 (1, 2, 4, 8 with ``small_input``).
 
     Args:
-        depth: 18 or 34 (two 3x3 convolutions a block), or 50 (bottlenecks).
+        depth: 18 or 34 (two 3x3 convolutions a block), or 50, 101, 152 (bottlenecks).
         in_channels: C of the pixels. With other than 3 and ``weights``, each channel gets an equal
             share of the published filters' sum, so that an image whose channels are all the same
             has the response of the grey image with three.
@@ -37,14 +37,14 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        depth: Literal[18, 34, 50],
+        depth: Literal[18, 34, 50, 101, 152],
         in_channels: int = 3,
         weights: str | None = None,
         small_input: bool = False,
     ) -> None:
         super().__init__()
-        if depth not in (18, 34, 50):
-            raise ValueError(f"depth must be 18, 34 or 50, got {depth}")
+        if depth not in (18, 34, 50, 101, 152):
+            raise ValueError(f"depth must be 18, 34, 50, 101 or 152, got {depth}")
         from torchvision.models import get_model, get_model_weights
 
         entries = get_model_weights(f"resnet{depth}").__members__

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from cnnctl.backbones.base import published_weights
-from cnnctl.models.published_detectors import adapt_pixels, entry_of
+from cnnctl.models.published_detectors import Normal, adapt_pixels, entry_of
 
 _IMAGENET = 1000  # classes
 
@@ -21,6 +21,8 @@ def load_classifier(
     classes: Sequence[str] = (),
     heads: Sequence[str] | None = None,
     fits: str = "",
+    normal: Normal | None = None,
+    left_out: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Load ``weights`` of torchvision's network ``name``; -> the layers that stay at random.
 
@@ -31,14 +33,18 @@ def load_classifier(
             ImageNet's folders are called (n01440764 and so on), ``heads`` stay as they are.
         heads: the layers that name the classes; None is the last one.
         fits: what the model must be for the weights to fit, for the error.
+        normal: mean and deviation of the pixels that the weights expect; None is what pixels here
+            are.
+        left_out: beginnings of published names that the model has no layers for.
 
     Raises:
         ValueError: the name of the weights is unknown, or they do not fit the model.
         UserError: the weights are not on this machine and cannot be downloaded.
     """
     entry = entry_of(name, "weights", weights)
-    state = dict(published_weights(entry))
-    adapt_pixels(state, model.state_dict(), None)
+    published = published_weights(entry)
+    state = {key: v for key, v in published.items() if not key.startswith(tuple(left_out))}
+    adapt_pixels(state, model.state_dict(), normal)
     heads = (list(state)[-1].rpartition(".")[0],) if heads is None else tuple(heads)
     rebuilt: tuple[str, ...] = ()
     if not _same_classes(entry.meta["categories"], num_classes, classes):

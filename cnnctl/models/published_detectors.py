@@ -132,7 +132,7 @@ def adapt_pixels(state: dict[str, Tensor], own: dict[str, Tensor], normal: Norma
         if bias in state:
             state[bias] = state[bias] + shift
         else:
-            moving = key.removesuffix("0.weight") + "1.running_mean"
+            moving = next(name for name in state if name.endswith("running_mean"))  # the first
             state[moving] = state[moving] - shift
     channels = own[key].shape[1]
     if channels != weight.shape[1]:
