@@ -27,7 +27,7 @@ Column = Literal["A", "A-LRN", "B", "C", "D", "E"]
 
 _WIDTHS = (64, 128, 256, 512, 512)  # maps of each group; a 2x2 max pooling follows it
 # Sides of the filters of each group's convolutions.
-_KERNELS: dict[str, tuple[tuple[int, ...], ...]] = {
+_KERNELS: dict[Column, tuple[tuple[int, ...], ...]] = {
     "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
     "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
@@ -35,7 +35,8 @@ _KERNELS: dict[str, tuple[tuple[int, ...], ...]] = {
     "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
     "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
 }
-_PUBLISHED = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}  # torchvision's names
+# torchvision's names.
+_PUBLISHED: dict[Column, str] = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 
 
 class VGG(ClassificationModel):
@@ -101,7 +102,7 @@ class VGG(ClassificationModel):
         return self.classifier(self.features(pixels))
 
 
-def _convolutions(given: int, column: str, norm: bool) -> Iterator[nn.Module]:
+def _convolutions(given: int, column: Column, norm: bool) -> Iterator[nn.Module]:
     """3x3 (or 1x1) convolutions that keep the size, with ReLU; pooling after each group."""
     first = True
     for kernels, width in zip(_KERNELS[column], _WIDTHS, strict=True):

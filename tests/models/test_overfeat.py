@@ -37,16 +37,15 @@ def test_layers_of_the_tables(version):
 
 
 def test_widths():
-    found = {}
     with torch.device("meta"):
-        for version, size in SIZES.items():
-            layers = OverFeat(3, 1000, size, version).modules()
-            weights = [m.weight for m in layers if isinstance(m, (nn.Conv2d, nn.Linear))]
-            found[version] = [weight.shape[0] for weight in weights]
-    assert found == {
-        "fast": [96, 256, 512, 1024, 1024, 3072, 4096, 1000],
-        "accurate": [96, 256, 512, 512, 1024, 1024, 4096, 4096, 1000],
-    }
+        models = [OverFeat(3, 1000, SIZES["fast"]), OverFeat(3, 1000, (221, 221), "accurate")]
+    layers = [
+        [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))] for model in models
+    ]
+    assert [[layer.weight.shape[0] for layer in each] for each in layers] == [
+        [96, 256, 512, 1024, 1024, 3072, 4096, 1000],
+        [96, 256, 512, 512, 1024, 1024, 4096, 4096, 1000],
+    ]
 
 
 @pytest.mark.parametrize(

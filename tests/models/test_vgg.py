@@ -8,11 +8,11 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from cnnctl.models import vgg
-from cnnctl.models.vgg import VGG
+from cnnctl.models.vgg import VGG, Column
 from cnnctl.ops.local_response import LocalResponse
 
 # Table 2 has 133, 133, 133, 134, 138 and 144 million.
-PARAMETERS = {
+PARAMETERS: dict[Column, int] = {
     "A": 132_863_336,
     "A-LRN": 132_863_336,
     "B": 133_047_848,
@@ -21,7 +21,7 @@ PARAMETERS = {
     "E": 143_667_240,
 }
 LAYERS = {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}  # with weights
-NAMES = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
+NAMES: dict[Column, str] = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 
 
 def on_meta(column, **settings) -> VGG:
@@ -66,7 +66,7 @@ def test_features_are_torchvisions(norm):
     torch.manual_seed(0)
     ours = VGG(3, 2, (32, 32), "A", norm, units=8).eval()
     with torch.device("meta"):
-        theirs = get_model(f"vgg11{'_bn' if norm else ''}").features.eval()
+        theirs = get_model(f"vgg11{'_bn' if norm else ''}").get_submodule("features").eval()
     theirs.load_state_dict(ours.features.state_dict(), assign=True)
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -96,8 +96,9 @@ def test_published_weights_load(monkeypatch):
         return ("classifier.6",)
 
     monkeypatch.setattr(vgg, "load_classifier", load)
+    chosen: list[tuple[Column, bool]] = [("A", True), ("D", False)]
     with torch.device("meta"):
-        for column, norm in (("A", True), ("D", False)):
+        for column, norm in chosen:
             model = VGG(3, 2, (224, 224), column, norm, weights="V1", classes=("cat", "dog"))
             assert model.rebuilt == ("classifier.6",)
     assert asked == [("vgg11_bn", "V1", 2, ("cat", "dog")), ("vgg16", "V1", 2, ("cat", "dog"))]
