@@ -18,9 +18,9 @@ from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.metrics.mask_rows import without_void
-from cnnctl.ops.run_lengths import decode
+from cnnctl.ops.run_lengths import decode_cropped
 from cnnctl.pictures import WRONG, coloured
-from cnnctl.shape_marks import Shape, drawn, shape_of
+from cnnctl.shape_marks import Shape, drawn
 
 CONFUSED: Colour = (170, 60, 220)
 FOUND: Colour = (60, 190, 110)
@@ -168,7 +168,10 @@ def _caption(one: Case, said: Verdict) -> str:
 
 
 def decoded(counts: Sequence[bytes], size: tuple[int, int]) -> list[Shape]:
-    return [shape_of(decode(one, size)) for one in counts]
+    shapes = []
+    for mask, left, top in (decode_cropped(one, size) for one in counts):
+        shapes.append(Shape(mask, (left, top, left + mask.shape[1], top + mask.shape[0])))
+    return shapes
 
 
 def _coloured(one: Case, said: Verdict, classes: Sequence[str]) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cnnctl.box_marks import Mark, marked, sized
@@ -148,26 +147,38 @@ def painted(image: Tensor, index: Tensor, colours: Sequence[Colour], width: int)
         width: pixels of the outline, which lies inside its shape; a dark one lies outside.
     """
     table = torch.tensor([BLACK, *colours], dtype=torch.float32)
-    inside = index > 0
+    inside, changes = index > 0, _changes(index)
     own = table[index.long()].permute(2, 0, 1)
     mixed = image * (1 - OPACITY) + own * OPACITY
-    mixed = torch.where(_edge(index, width), own, mixed).round().to(torch.uint8)
-    beside = ~inside & (_largest(index.float(), 1) > 0)
-    dark = torch.where(beside, torch.tensor(BLACK, dtype=torch.uint8)[:, None, None], image)
-    return torch.where(inside, mixed, dark)
+    mixed = torch.where(_near(changes, width - 1), own, mixed).round().to(torch.uint8)
+    dark = torch.tensor(BLACK, dtype=torch.uint8)[:, None, None]
+    return torch.where(inside, mixed, torch.where(changes, dark, image))
 
 
-def _edge(index: Tensor, width: int) -> Tensor:
-    """(h, w) bool: pixels of a shape with something else within ``width`` pixels."""
-    value = index.float()
-    other = (_largest(value, width) != value) | (-_largest(-value, width) != value)
-    return other & (index > 0)
+def _changes(index: Tensor) -> Tensor:
+    """(h, w) bool: pixels that one of their eight neighbours differs from."""
+    found = torch.zeros_like(index, dtype=torch.bool)
+    h, w = index.shape
+    for down, across in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        left = slice(max(0, -across), w - max(0, across))
+        right = slice(max(0, across), w - max(0, -across))
+        other = index[: h - down, left] != index[down:, right]
+        found[: h - down, left] |= other
+        found[down:, right] |= other
+    return found
 
 
-def _largest(value: Tensor, reach: int) -> Tensor:
-    """The largest of the square round each pixel; twice a line costs less than a square."""
-    across = F.max_pool2d(value[None, None], (1, 2 * reach + 1), 1, (0, reach))
-    return F.max_pool2d(across, (2 * reach + 1, 1), 1, (reach, 0))[0, 0]
+def _near(pixels: Tensor, reach: int) -> Tensor:
+    """(h, w) bool: those with one of ``pixels`` in the square of that reach around them."""
+    for axis in (0, 1):
+        span = 0
+        while span < reach:  # each turn sees up to three times as far
+            step = min(2 * span + 1, reach - span, pixels.shape[axis])
+            there, length = pixels.clone(), pixels.shape[axis] - step
+            there.narrow(axis, 0, length).logical_or_(pixels.narrow(axis, step, length))
+            there.narrow(axis, step, length).logical_or_(pixels.narrow(axis, 0, length))
+            pixels, span = there, span + step
+    return pixels
 
 
 def over(picture: Tensor, shapes: Sequence[Shape], colours: Sequence[Colour]) -> Tensor:

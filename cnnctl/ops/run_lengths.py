@@ -71,6 +71,41 @@ def decode(counts: bytes, size: Size) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels).astype(bool))
 
 
+def decode_cropped(counts: bytes, size: Size) -> tuple[Tensor, int, int]:
+    """Run lengths -> the smallest part (h, w) bool with all that is set, and its first x and y.
+
+    Of a large image ``decode`` takes some fifty times as long. Nothing set: (0, 0), 0, 0.
+    """
+    ends = np.cumsum(_runs(counts))
+    first, last = ends[0:-1:2], ends[1::2]  # of each run that is set, down the columns
+    first, last = first[: len(last)][last > first[: len(last)]], last[last > first[: len(last)]]
+    if not len(first):
+        return torch.zeros(0, 0, dtype=torch.bool), 0, 0
+    h = size[0]
+    left, right = int(first[0]) // h, int(last[-1] - 1) // h + 1
+    edges = np.stack([first, last], 1).ravel() - left * h
+    lengths = np.diff(edges, prepend=0, append=(right - left) * h)
+    pixels = np.repeat(np.arange(len(lengths)) % 2 > 0, lengths).reshape(right - left, h)
+    rows = np.flatnonzero(pixels.any(0))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    return torch.from_numpy(np.ascontiguousarray(pixels[:, top:bottom].T)), left, top
+
+
+def _runs(counts: bytes) -> NDArray[np.int64]:
+    """What maskApi.c's rleFrString reads: groups of five bits, the lowest first, of which bit 5
+    says that more follow and bit 4 of the last is the sign; from the fourth on, each is said as
+    what it is more than the one two before it."""
+    values = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(values & 32 == 0)
+    begin = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(len(values)) - np.repeat(begin, last - begin + 1)
+    runs = np.add.reduceat((values & 31) << (5 * place), begin)
+    runs -= np.where(values[last] & 16, 1 << (5 * (last - begin + 1)), 0)
+    for start in (1, 2):
+        runs[start::2] = np.cumsum(runs[start::2])
+    return runs
+
+
 def _shares(first: int, last: int, low: float, high: float, m: int) -> NDArray[np.float32]:
     """(last - first, m): how much of each value each pixel has, m values being from low to high."""
     scale = m / max(high - low, 1e-6)

@@ -95,7 +95,10 @@ def tables(evaluator: DetectionEvaluator) -> list[Table]:
 def of_classes(figures: Sequence[Mapping[str, float]]) -> list[tuple[str, ...]]:
     """The first classes, each with its figure of every column."""
     named = list(figures[0])
-    rows = [(name, *(f"{one[name]:.2%}" for one in figures)) for name in named[:_LISTED]]
+    rows = [
+        (name, *(f"{one[name]:.2%}" if name in one else "" for one in figures))
+        for name in named[:_LISTED]
+    ]
     if more := len(named) - len(rows):
         rows.append((f"and {more:,} more", *[""] * len(figures)))
     return rows

@@ -8,9 +8,9 @@ from typing import Any
 from cnnctl import instance_mistakes, instance_pictures
 from cnnctl.data.base import Dataset
 from cnnctl.metrics.instance import InstanceEvaluator
+from cnnctl.metrics.mask_ap import BOUNDARY
 from cnnctl.models.instance import InstanceModel
-from cnnctl.ops.run_lengths import decode
-from cnnctl.shape_marks import first_on_top, shape_of
+from cnnctl.shape_marks import first_on_top
 from cnnctl.structures import Predictions, collate
 from cnnctl.tasks import detect
 from cnnctl.tasks.base import Description, Table, Task, best_and_worst_class
@@ -81,9 +81,8 @@ def _found(
         for row, own in zip(said["detections"], counts, strict=True):
             row["segmentation"] = {"size": [*size], "counts": own}
         if maps:
-            said["instance"] = first_on_top(
-                [shape_of(decode(count.encode(), size)) for count in counts], size
-            )
+            shapes = instance_mistakes.decoded([count.encode() for count in counts], size)
+            said["instance"] = first_on_top(shapes, size)
     return described
 
 
@@ -95,6 +94,8 @@ def _tables(evaluator: InstanceEvaluator) -> list[Table]:
         for name, key in _SIDE_BY_SIDE.items()
     ]
     rows = [(name, *(_percent(value) for value in pair)) for name, *pair in pairs]
+    if BOUNDARY in metrics:
+        rows.append(("boundary AP", "", _percent(metrics[BOUNDARY])))
     figures = details["per_class"]
     columns = [figures[key] for key in _PER_CLASS]
     _, (title, header, counts) = detect.tables(evaluator)

@@ -14,7 +14,8 @@ from torchvision.models.detection.roi_heads import (
     paste_masks_in_image,
 )
 
-from cnnctl.ops.run_lengths import decode, encode, paste
+from cnnctl.ops.masks import cropped
+from cnnctl.ops.run_lengths import decode, decode_cropped, encode, paste
 
 SIZE = (37, 53)
 
@@ -50,6 +51,21 @@ def test_crops_are_pycocotools(x, y, h, w, share):
     counts = encode(crop, x, y, SIZE)
     assert counts == encode(crop.numpy(), x, y, SIZE) == counts_of(whole)
     assert torch.equal(decode(counts, SIZE), whole)
+    expected, frame = cropped(whole)
+    found, left, top = decode_cropped(counts, SIZE)
+    assert torch.equal(found, expected)
+    assert [left, top] == frame[:2].tolist()
+
+
+def test_a_crop_of_a_large_image():
+    """Runs of more than one character, and shorter ones than before."""
+    whole = torch.zeros(3000, 4000, dtype=torch.bool)
+    y, x = torch.meshgrid(torch.arange(900), torch.arange(700), indexing="ij")
+    whole[2000:2900, 3000:3700] = (y - 450) ** 2 + (x - 350) ** 2 < 340**2
+    found, left, top = decode_cropped(encode(whole, 0, 0, (3000, 4000)), (3000, 4000))
+    expected, frame = cropped(whole)
+    assert torch.equal(found, expected)
+    assert [left, top] == frame[:2].tolist() == [3011, 2111]
 
 
 def test_refuses_a_crop_beyond_the_image():
