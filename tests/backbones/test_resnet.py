@@ -130,5 +130,5 @@ def test_without_a_network_it_says_which_file_goes_where(tmp_path, monkeypatch, 
 def test_refuses():
     with pytest.raises(ValueError, match=r"weights must be null or one of IMAGENET1K_V1, .*DEF"):
         ResNet(50, weights="IMAGENET")
-    with pytest.raises(ValueError, match="depth must be 18, 34 or 50, got 19"):
+    with pytest.raises(ValueError, match="depth must be 18, 34, 50, 101 or 152, got 19"):
         ResNet(19)  # pyright: ignore[reportArgumentType]
