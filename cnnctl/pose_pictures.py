@@ -18,10 +18,10 @@ from cnnctl.box_marks import WHITE, Mark, class_colours, counted, marked, with_l
 from cnnctl.box_pictures import COLUMNS, SHOWN, SIDE
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.metrics.pose import PoseEvaluator
 from cnnctl.models.base import Model
 from cnnctl.pictures import BLACK
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Batch, Predictions
 
 SURE = 0.2  # score from which a point that was found is no guess

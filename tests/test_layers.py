@@ -16,28 +16,28 @@ PACKAGE = Path(cnnctl.__file__).parent
 
 # Part -> the parts that it may import; the package's own modules by their first name, but for the
 # two modules of a folder that others see through.
-BASE = {"errors", "structures", "randomness"}
+BASE = {"errors", "structures", "randomness", "skeleton"}
+# What draws for a task; these may use each other, and no two of them in a circle (below).
+DRAWING = {"anchor_pictures", "box_marks", "box_pictures", "chart_pictures", "detection_charts"}
+DRAWING |= {"instance_mistakes", "instance_pictures", "layer_pictures", "mask_pictures"}
+DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks"}
 MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),
     "structures": set(),
+    "skeleton": set(),
     "help": set(),
     "ops": BASE,
-    "metrics": BASE,
+    "metrics": BASE | {"ops"},
     "data": BASE | {"ops"},
     "backbones": BASE | {"ops"},
     "models.base": BASE | {"ops"},
     "models": BASE | {"ops", "backbones", "models.base"},
     "pictures": BASE | {"data", "metrics", "models.base"},
-    "mask_pictures": BASE | {"data", "metrics", "models.base", "pictures"},
-    "box_marks": BASE | {"data", "pictures"},
-    "chart_pictures": BASE | {"data", "pictures"},
-    "anchor_pictures": BASE | {"data", "pictures", "box_marks"},
-    "box_pictures": BASE
-    | {"data", "metrics", "models.base", "ops", "pictures", "box_marks", "chart_pictures"},
-    "tasks": BASE
-    | {"data", "metrics", "models", "models.base", "ops", "pictures", "mask_pictures"}
-    | {"box_pictures"},
+    **dict.fromkeys(
+        DRAWING, BASE | {"data", "metrics", "models", "models.base", "ops", "pictures"} | DRAWING
+    ),
+    "tasks": BASE | {"data", "metrics", "models", "models.base", "ops", "pictures"} | DRAWING,
     "engine": BASE | {"data", "models.base"},
     "compose": {"errors", "binding"},
     "binding": {"errors"},
@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "build": BASE | {"binding", "data", "engine", "models", "models.base", "backbones", "tasks"},
     "commands": BASE
     | {"build", "compose", "data", "engine", "metrics", "models", "models.base", "pictures"}
-    | {"help", "outcome", "tasks", "anchor_pictures", "chart_pictures"},
+    | {"help", "outcome", "tasks"}
+    | DRAWING,
     "outcome": {"errors"},
     "cli": {"errors", "compose", "commands", "completion", "help", "outcome"},
     "__main__": {"cli"},

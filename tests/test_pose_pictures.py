@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cnnctl.box_marks import WHITE
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.pictures import BLACK
 from cnnctl.pose_pictures import Figure, Seen, annotated, compared, draw_batch, with_figures
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Batch, Images, Predictions, Targets
 from cnnctl.tasks.pose import pose
 

@@ -25,7 +25,6 @@ from cnnctl.data.loaders import Normalize
 from cnnctl.data.mask_file import write_mask
 from cnnctl.data.own_images import Item, find_images, read_ahead
 from cnnctl.data.palette import voc_palette
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.data.write_numbers import write_numbers
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
@@ -35,6 +34,7 @@ from cnnctl.engine.inference import held_at_once
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import IGNORE, Images, Predictions, collate
 from cnnctl.tasks.base import Description, Task
 
@@ -53,7 +53,7 @@ class Facts:
     std: tuple[float, ...]
     palette: tuple[tuple[int, int, int], ...] | None
     skeleton: Skeleton | None = None
-    mirror: bool = False  # for training only
+    mirror: bool = True
 
     @classmethod
     def of(cls, state: State) -> Facts:
@@ -66,6 +66,7 @@ class Facts:
             tuple(state["std"]),
             tuple((r, g, b) for r, g, b in state.get("palette") or ()) or None,
             Skeleton.of(state["skeleton"]) if state.get("skeleton") else None,
+            state.get("mirror", True),
         )
 
 

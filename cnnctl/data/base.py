@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import IGNORE
 
 SPLITS = ("train", "val", "test")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnctl.data.coco_json import Wrong
 from cnnctl.data.coco_shapes import kind
-from cnnctl.data.skeleton import Pairs, Skeleton
+from cnnctl.skeleton import Pairs, Skeleton
 
 _FAR = 1e6  # pixels: what lies beyond is no place in an image
 _SIGMA = 0.07  # of points that COCO does not know: about the mean of its own

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cnnctl.data.digit_boxes import DigitBoxes
-from cnnctl.data.skeleton import Skeleton
+from cnnctl.skeleton import Skeleton
 
 # Of each point in halves of the rectangle's width and height from its centre.
 _ACROSS = (-1.0, 1.0, 1.0, -1.0, 0.0)

@@ -18,8 +18,8 @@ from torch import Tensor
 from cnnctl.data.base import Dataset, absent, data_root
 from cnnctl.data.image_file import printable, read_image
 from cnnctl.data.mask_pairs import check_share, divide, no_split
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.errors import Exit, UserError
+from cnnctl.skeleton import Skeleton
 
 TRAIN = 1000  # of the images, the first
 SKELETON = Skeleton(

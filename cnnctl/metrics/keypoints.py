@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnctl.data.skeleton import Pairs
 from cnnctl.errors import Exit, UserError
 from cnnctl.metrics.box_rows import DetectionRows, Index, TruthRows
+from cnnctl.skeleton import Pairs
 
 OKS = (
     *("coco_oks_ap", "coco_oks_ap50", "coco_oks_ap75", "coco_oks_ap_medium", "coco_oks_ap_large"),

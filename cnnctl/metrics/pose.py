@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.metrics import detection, keypoints
 from cnnctl.metrics.box_rows import DetectionRows, TruthRows
 from cnnctl.metrics.detection import DetectionEvaluator, Truth
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Predictions, Targets
 
 METRICS = (*detection.METRICS, *keypoints.OKS, keypoints.PCK, keypoints.PCP)

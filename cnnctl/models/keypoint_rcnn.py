@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.models import faster_rcnn
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
@@ -25,6 +24,7 @@ from cnnctl.models.faster_rcnn import FasterRCNN, Features, with_asked
 from cnnctl.models.one_stage import SMALL, require_counts
 from cnnctl.models.pose import PoseModel, Poses, count_points
 from cnnctl.models.published_detectors import Published, load_published
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Images
 
 BINS, SIDE = 14, 56  # of a region, and of the map of each point, each way

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.models.detection import DetectionModel, in_order
 from cnnctl.ops.boxes import Detections
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Images, Predictions
 
 

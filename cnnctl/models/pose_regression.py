@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
 from cnnctl.models.limited import LeftOut, stretched
 from cnnctl.models.one_stage import require_counts
 from cnnctl.models.pose import PoseModel, Poses, count_points
 from cnnctl.ops.boxes import area, clip, sides_of
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Images
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from cnnctl import box_pictures, pose_pictures
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.metrics.pose import METRICS, PoseEvaluator
 from cnnctl.models.pose import PoseModel
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Predictions
 from cnnctl.tasks import detect
 from cnnctl.tasks.base import Description, Table, Task, best_and_worst_class

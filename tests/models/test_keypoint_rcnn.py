@@ -9,7 +9,6 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn, roi_heads
 
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.data.digit_points import SKELETON
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.models import published_detectors
 from cnnctl.models.detection import Truth
 from cnnctl.models.keypoint_rcnn import (
@@ -20,6 +19,7 @@ from cnnctl.models.keypoint_rcnn import (
     point_loss,
 )
 from cnnctl.models.regions import Regions
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Images, Targets
 
 COCO_LIKE = Skeleton(

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cnnctl.backbones.resnet import ResNet
-from cnnctl.data.skeleton import Skeleton
 from cnnctl.models.detection import Truth
 from cnnctl.models.pose_regression import PoseRegression, Said
+from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Images, Targets
 
 TWO = Skeleton(("head", "foot"), ((0, 1),), (), (0.1, 0.1), (0, 1))

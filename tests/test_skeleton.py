@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cnnctl.data.skeleton import Skeleton
+from cnnctl.skeleton import Skeleton
 
 THREE = Skeleton(("nose", "left", "right"), ((0, 1), (0, 2)), ((1, 2),), (0.1, 0.2, 0.2), (1, 2))
 
