@@ -120,13 +120,13 @@ class NearestNeighbour(ClassificationModel):
         """Normalised (N, C, h, w) -> (N, C * h * w) uint8, the bytes that they were."""
         return self.raw(pixels).round().to(torch.uint8).flatten(1)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """How many images there are is known only by what is loaded."""
         for name in ("examples", "labels"):
-            given, own = state.get(prefix + name), getattr(self, name)
+            given, own = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(given, Tensor) and given.shape[1:] == own.shape[1:]:
                 setattr(self, name, own.new_empty(given.shape))
-        super()._load_from_state_dict(state, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def voted(labels: Tensor, num_classes: int) -> Tensor:

@@ -15,7 +15,7 @@ MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.1)
 
 def batch(pixels: torch.Tensor, labels: torch.Tensor) -> Batch:
     """(N, C, h, w) uint8 as a loader gives it."""
-    channels, size = pixels.shape[1], [tuple(pixels.shape[2:])] * len(pixels)
+    channels, size = pixels.shape[1], [(pixels.shape[2], pixels.shape[3])] * len(pixels)
     normalize = Normalize(MEAN[:channels], STD[:channels], torch.device("cpu"))
     return Batch(Images(normalize(pixels), size, size), Targets(torch.arange(len(pixels)), labels))
 
@@ -51,7 +51,7 @@ def test_is_scikit_learns(distance, p, at_once, monkeypatch):
     oracle = KNeighborsClassifier(5, p=p, algorithm="brute")
     oracle.fit(model.examples.numpy(), model.labels.numpy())
     queries = model._bytes(test.images.pixels)
-    expected = oracle.kneighbors(queries.numpy(), return_distance=False)
+    _, expected = oracle.kneighbors(queries.numpy())
     assert model.nearest(queries).tolist() == expected.tolist()
     votes = torch.from_numpy(oracle.predict_proba(queries.numpy())) * 5
     probabilities = log_probs(model, test).exp()
