@@ -6,21 +6,18 @@ Differs from the paper: nothing in the network by default. Shortcut "B" (project
 ImageNet option; its section 4.2 uses "A" throughout.
 
 The names of the weights are those of the widely used weights of akamaster/pytorch_resnet_cifar10,
-which ``weights`` reads: they expect pixels normalised by ImageNet's mean and deviation.
+so that weights=<file> loads them: they expect pixels normalised by ImageNet's mean and deviation.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import ClassificationModel
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of what published weights expect
@@ -37,17 +34,10 @@ class CifarResNet(ClassificationModel):
         shortcut: where a block changes the shape, "A" subsamples and pads with zero maps (no
             parameters), "B" is a strided 1x1 convolution with batch normalisation.
         plain: leave all shortcuts out: the paper's plain networks.
-        weights: a file of published weights of this depth; None starts at random. With other than
-            ten classes ``linear`` starts at random.
         mean, std: of each channel, by which the data's pixels are normalised.
 
-    Attributes:
-        rebuilt: the layers that start at random in spite of ``weights``, by name.
-
     Raises:
-        ValueError: depth is not 6n + 2, the shortcut is unknown, the input is too small, or the
-            weights are of another network.
-        UserError: there is no such file, or it holds no weights.
+        ValueError: depth is not 6n + 2, the shortcut is unknown, or the input is too small.
     """
 
     def __init__(
@@ -58,7 +48,6 @@ class CifarResNet(ClassificationModel):
         depth: int,
         shortcut: Literal["A", "B"] = "A",
         plain: bool = False,
-        weights: str | None = None,
         mean: tuple[float, ...] = _MEAN,
         std: tuple[float, ...] = _STD,
     ) -> None:
@@ -80,8 +69,7 @@ class CifarResNet(ClassificationModel):
         self.layer3 = _group(32, 64, blocks, 2, kind)  # (N, 64, 8, 8)
         self.linear = nn.Linear(64, num_classes)
         self.apply(_initialise)
-        if weights is not None:
-            self._load(read_weights(Path(weights)), depth, (mean, std))
+        self.normal = (mean, std)
 
     def features(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 64, about H / 4, W / 4)."""
@@ -91,88 +79,23 @@ class CifarResNet(ClassificationModel):
     def forward(self, pixels: Tensor) -> Tensor:
         return self.linear(self.features(pixels).mean((2, 3)))
 
-    def _load(
-        self, state: dict[str, Tensor], depth: int, normal: tuple[tuple[float, ...], ...]
-    ) -> None:
-        own = self.state_dict()
-        if not own.keys() & state.keys():
-            name = next(iter(state), "none")
-            raise ValueError(
-                f"no tensor of these weights is one of a CIFAR ResNet: the first is {name}"
-            )
-        theirs = _depth(state)
-        if theirs != depth:
-            raise ValueError(f"these weights are of depth {theirs}, the network of {depth}")
-        _fit_pixels(state, self.conv1.in_channels, *normal)
-        if len(state.get("linear.bias", ())) != self.linear.out_features:
-            self.rebuilt = ("linear",)
-        # Files of older versions of torch count no batches, which only a moving average needs.
-        left_out = (*self.rebuilt, "num_batches_tracked")
-        wanted, kept = (
-            {key: v for key, v in tensors.items() if not any(part in key for part in left_out)}
-            for tensors in (own, state)
-        )
-        unlike = [key for key in wanted if key in kept and kept[key].shape != wanted[key].shape]
-        if unlike or (unlike := sorted(wanted.keys() ^ kept.keys())):
-            raise ValueError(f"these weights do not fit: {unlike[0]} is of another network")
-        self.load_state_dict(kept, strict=False)
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Published weights, which are known by the "module." before each name, for pixels as they
+        are normalised here; others are taken as they are.
 
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of ``torch.save``: a state dict, or one under "state_dict".
-
-    Names are without the "module." of a network that was trained in parallel. Nothing but tensors
-    and plain values is read.
-
-    Raises:
-        UserError: the file cannot be read or holds no state dict (code 4).
-    """
-
-    def bad(problem: str) -> UserError:
-        advice = "name a file of torch.save with a state dict"
-        return UserError(problem, file=path, advice=advice, code=Exit.CHECKPOINT)
-
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise bad(f"cannot be read: {error.strerror}") from None
-    except pickle.UnpicklingError:
-        raise bad("holds more than tensors, or none, and is not opened") from None
-    except Exception as error:  # what a harmed file raises has no one type
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise bad(f"is damaged or holds no weights: {reason}") from None
-    state = held.get("state_dict", held) if isinstance(held, dict) else None
-    if not isinstance(state, dict):
-        raise bad("holds no state dict")
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise bad("holds no tensors by name")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _depth(state: dict[str, Tensor]) -> int:
-    """Layers with weights: two for each block, the stem and the last."""
-    return 2 + 2 * sum(bool(re.fullmatch(r"layer[123]\.\d+\.conv1\.weight", key)) for key in state)
-
-
-def _fit_pixels(
-    state: dict[str, Tensor], in_channels: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> None:
-    """Make the first convolution and its normalisation take pixels normalised otherwise.
-
-    At the border, where pixels are zeros in both, this is right but for the difference of the
-    means. Grey pixels count as three equal channels.
-    """
-    if in_channels not in (1, 3):
-        raise ValueError(f"these weights are of 3 channels, the data has {in_channels}")
-    weight, moving = state["conv1.weight"], state["bn1.running_mean"]  # (16, 3, 3, 3), (16,)
-    own_mean, own_std, their_mean, their_std = (
-        torch.tensor(part).expand(3) for part in (mean, std, _MEAN, _STD)
-    )
-    shift = (weight * ((own_mean - their_mean) / their_std)[:, None, None]).sum((1, 2, 3))
-    weight = weight * (own_std / their_std)[:, None, None]
-    state["bn1.running_mean"] = moving - shift
-    state["conv1.weight"] = weight if in_channels == 3 else weight.sum(1, keepdim=True)
+        Raises:
+            ValueError: they are of another depth, or the data has neither 1 nor 3 channels.
+        """
+        if not all(name.startswith("module.") for name in state):
+            return state
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        if not {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"} <= state.keys():
+            return state  # another network's
+        own, theirs = _depth(self.state_dict()), _depth(state)
+        if own != theirs:
+            raise ValueError(f"these weights are of depth {theirs}, the network is of {own}")
+        _fit_pixels(state, self.conv1.in_channels, *self.normal)
+        return state
 
 
 class Block(nn.Module):
@@ -227,3 +150,28 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _depth(state: dict[str, Tensor]) -> int:
+    """Layers with weights: two for each block, the stem and the last."""
+    return 2 + 2 * sum(bool(re.fullmatch(r"layer[123]\.\d+\.conv1\.weight", key)) for key in state)
+
+
+def _fit_pixels(
+    state: dict[str, Tensor], in_channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Make the first convolution and its normalisation take pixels normalised otherwise.
+
+    At the border, where pixels are zeros in both, this is right but for the difference of the
+    means. Grey pixels count as three equal channels.
+    """
+    if in_channels not in (1, 3):
+        raise ValueError(f"these weights are of 3 channels, the data has {in_channels}")
+    weight, moving = state["conv1.weight"], state["bn1.running_mean"]  # (16, 3, 3, 3), (16,)
+    own_mean, own_std, their_mean, their_std = (
+        torch.tensor(part).expand(3) for part in (mean, std, _MEAN, _STD)
+    )
+    shift = (weight * ((own_mean - their_mean) / their_std)[:, None, None]).sum((1, 2, 3))
+    weight = weight * (own_std / their_std)[:, None, None]
+    state["bn1.running_mean"] = moving - shift
+    state["conv1.weight"] = weight if in_channels == 3 else weight.sum(1, keepdim=True)

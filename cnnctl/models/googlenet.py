@@ -80,6 +80,9 @@ class GoogLeNet(ClassificationModel):
                 self.heads.append(_head(width, (h, w), num_classes))
         self.apply(_initialise)
 
+    def class_layers(self) -> tuple[str, ...]:
+        return ("classifier.1", *(f"heads.{i}.7" for i in range(len(self.heads))))
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.classifier(self.features(pixels).mean((2, 3)))
 

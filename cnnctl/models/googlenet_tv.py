@@ -59,13 +59,12 @@ class GoogLeNetTV(ClassificationModel):
         if auxiliary < 0:
             raise ValueError(f"auxiliary must be at least 0, got {auxiliary}")
         require("GoogLeNet", size, _LEAST)
-        heads = tuple(_TAPS.values()) if auxiliary else ()
         network = torchvision_classifier(
             *("googlenet", in_channels, num_classes, weights, classes),
-            heads=("fc", *(f"{head}.fc2" for head in heads)),
+            heads=_class_layers(auxiliary),
             normal=CENTRED,
-            left_out=() if heads else ("aux1.", "aux2."),
-            aux_logits=bool(heads),
+            left_out=() if auxiliary else ("aux1.", "aux2."),
+            aux_logits=bool(auxiliary),
             init_weights=False,
         )
         self.rebuilt = network.rebuilt
@@ -78,6 +77,9 @@ class GoogLeNetTV(ClassificationModel):
     def features(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1024, about H / 32, W / 32)."""
         return self._maps(pixels)[0]
+
+    def class_layers(self) -> tuple[str, ...]:
+        return _class_layers(self.auxiliary)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self._classified(self.features(pixels))
@@ -105,3 +107,8 @@ class GoogLeNetTV(ClassificationModel):
     def _classified(self, features: Tensor) -> Tensor:
         pooled = self.get_submodule("dropout")(features.mean((2, 3)))  # (N, 1024)
         return self.get_submodule("fc")(pooled)
+
+
+def _class_layers(auxiliary: float) -> tuple[str, ...]:
+    heads = tuple(_TAPS.values()) if auxiliary else ()
+    return ("fc", *(f"{head}.fc2" for head in heads))

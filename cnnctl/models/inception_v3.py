@@ -67,7 +67,7 @@ class InceptionV3(ClassificationModel):
             require(name, size, _LEAST_WITH_HEAD)
         network = torchvision_classifier(
             *("inception_v3", in_channels, num_classes, weights, classes),
-            heads=("fc", f"{_HEAD}.fc") if auxiliary else ("fc",),
+            heads=_class_layers(auxiliary),
             normal=CENTRED,
             left_out=() if auxiliary else (f"{_HEAD}.",),
             aux_logits=bool(auxiliary),
@@ -82,6 +82,9 @@ class InceptionV3(ClassificationModel):
     def features(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 2048, h, w), 8 x 8 at 299 x 299."""
         return self._maps(pixels)[0]
+
+    def class_layers(self) -> tuple[str, ...]:
+        return _class_layers(self.auxiliary)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self._classified(self.features(pixels))
@@ -108,3 +111,7 @@ class InceptionV3(ClassificationModel):
     def _classified(self, features: Tensor) -> Tensor:
         pooled = self.get_submodule("dropout")(features.mean((2, 3)))  # (N, 2048)
         return self.get_submodule("fc")(pooled)
+
+
+def _class_layers(auxiliary: float) -> tuple[str, ...]:
+    return ("fc", f"{_HEAD}.fc") if auxiliary else ("fc",)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.resnet import BasicBlock
 
 from cnnctl.backbones.plain import Plain
 from cnnctl.engine.layers import layer_table
@@ -33,22 +34,24 @@ def test_is_the_residual_net_without_shortcuts(depth, giga, parameters):
     assert len(layers) == depth
 
 
+class Nothing(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.new_zeros(())
+
+
 def test_a_residual_net_whose_shortcuts_give_nothing_is_plain():
     """torchvision's block, its shortcut taken away: the same maps."""
     torch.manual_seed(0)
     plain = Plain(18).eval()
-    theirs = models.get_model("resnet18").eval()
+    theirs = models.resnet18().eval()
     theirs.load_state_dict(plain.state_dict(), strict=False)
-    zero = nn.Sequential(nn.Conv2d(1, 1, 1))
+    for block in theirs.modules():
+        if isinstance(block, BasicBlock):
+            block.downsample = Nothing()
     pixels = torch.randn(1, 3, 40, 64)
     with torch.no_grad():
-        out = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(pixels))))
-        for group in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
-            for block in group:
-                block.downsample = zero
-                zero.forward = lambda x: 0
-                out = block(out)
-        torch.testing.assert_close(plain(pixels)["c5"], out)
+        pooled = plain(pixels)["c5"].mean((2, 3))
+        torch.testing.assert_close(theirs.fc(pooled), theirs(pixels))
 
 
 @pytest.mark.parametrize("small_input", [False, True])

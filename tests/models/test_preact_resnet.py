@@ -43,8 +43,8 @@ def test_what_passes_between_units_is_added_and_never_activated():
     """With their last convolutions at zero, units pass on negative numbers too."""
     torch.manual_seed(0)
     units = nn.Sequential(BasicUnit(8, 8, 1, False), BottleneckUnit(8, 2, 1, False)).eval()
-    nn.init.zeros_(units.get_submodule("0.conv2").weight)
-    nn.init.zeros_(units.get_submodule("1.conv3").weight)
+    for name in ("0.conv2.weight", "1.conv3.weight"):
+        nn.init.zeros_(units.get_parameter(name))
     pixels = torch.randn(2, 8, 5, 5)
     assert torch.equal(units(pixels), pixels)
 
