@@ -81,7 +81,7 @@ def facts(config: DictConfig) -> Dataset | type[Dataset]:
 
 
 def augmentation(config: DictConfig, data: Any) -> Augmentation:
-    return _build(
+    built = _build(
         config,
         "augmentation",
         num_classes=len(data.classes),
@@ -89,6 +89,8 @@ def augmentation(config: DictConfig, data: Any) -> Augmentation:
         native=data.size,
         mean=tuple(data.mean),
     )
+    task(config).show(built)
+    return built
 
 
 def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
@@ -105,6 +107,7 @@ def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
     if config.backbone:
         parts["backbone"] = _build(config, "backbone", in_channels=data.channels)
     built = _build(config, "model", **parts)
+    built.trained_shape = (data.channels, *size)
     task(config).prepare(built, data)
     return built
 

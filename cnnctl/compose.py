@@ -28,7 +28,7 @@ _TYPES: dict[str, Any] = {
     "init_from": str | None,
     "outputs": str,
     "trust": list[str],
-    "checkpoint": str | None,
+    "checkpoint": str | list[str] | None,
     "predictions": str | None,
     "split": str,
 }

@@ -66,6 +66,7 @@ class Predictions:
     keypoints: Tensor | None = None  # (N, D, J, 3) x, y in original pixels, and a score
     masks: list[list[bytes]] | None = None  # of each image's boxes, COCO's compressed run lengths
     sizes: list[tuple[int, int]] | None = None  # (h, w) of each image that the masks are of
+    places: list[Tensor] | None = None  # of each image, (K, h, w): log_probs at places of it
 
     def rows(self, chosen: slice) -> Predictions:
         """A copy of some rows, which does not hold on to the rest."""

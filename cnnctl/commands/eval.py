@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
-from cnnctl.engine.inference import evaluate
+from cnnctl.engine.inference import Watch, evaluate
 from cnnctl.engine.journal import shown
 from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine, cores, faults_explained
@@ -59,6 +59,10 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
         )
     if settings.predictions is not None:
         return eval_predictions.run(settings, overrides, config_dir)
+    if isinstance(settings.checkpoint, ListConfig):
+        from cnnctl.commands import eval_together
+
+        return eval_together.run(settings, overrides, config_dir)
     console = Console()
     path = locate(settings)
     console.say(f"checkpoint: {path}")
@@ -88,6 +92,10 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
 
 def locate(settings: DictConfig) -> Path:
     """The checkpoint file that is named, or that of the newest run."""
+    if isinstance(settings.checkpoint, ListConfig):
+        raise UserError(
+            "is a list, and one network is asked", field="checkpoint", advice="name one"
+        )
     if settings.checkpoint is None:
         return checkpoint.find(newest(Path(settings.outputs)))
     return checkpoint.find(settings.checkpoint)
@@ -133,11 +141,13 @@ def score(
     console: Console,
     stop: StopFlag | None = None,
     timed: bool = False,
+    watch: Watch | None = None,
 ) -> Scores:
     """Score a checkpoint's weights; the same function and batches as during training.
 
     Args:
         timed: measure the network's speed too, on some images after the pass.
+        watch: called with each batch and what was predicted.
 
     Raises:
         Stopped: ``stop`` was set.
@@ -156,10 +166,12 @@ def score(
     with console.progress():
         bar = console.bar(split, len(data))
 
-        def watch(number: int, batch: Batch, predictions: Predictions) -> None:
+        def scored(number: int, batch: Batch, predictions: Predictions) -> None:
             if stop:
                 raise Stopped(stop.signum or 0)
             bar.advance(bar.done + len(batch))
+            if watch is not None:
+                watch(number, batch, predictions)
 
         start = time.perf_counter()
         metrics = evaluate(
@@ -168,7 +180,7 @@ def score(
             evaluator,
             machine,
             processes,
-            watch,
+            scored,
         )
         seconds = time.perf_counter() - start
         speed = measured(model, loader, machine) if timed else None

@@ -9,6 +9,7 @@ a batch are mixed with each other, every process augments all of it before it ta
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -51,10 +52,14 @@ class Loader(Protocol):
         """This process's share of the augmented batches of steps start..stop-1."""
         ...
 
-    def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
+    def in_order(
+        self, batch_size: int, share: Share | None = None, as_trained: bool = False
+    ) -> Iterator[tuple[int, Batch]]:
         """(number, batch) of the split in order, not augmented: every world-th of them.
 
-        ``share`` is another one than this process's: ``Share()`` gives all of them.
+        Args:
+            share: another one than this process's: ``Share()`` gives all of them.
+            as_trained: images of the network's size, whatever evaluation sees.
         """
         ...
 
@@ -126,7 +131,7 @@ class ResidentLoader:
         self.augmentation = augmentation
         self.seed = seed
         self.share = share
-        self.pixels = augmentation.resident(dataset.pixels).to(device)  # (M, C, H, W) uint8
+        self.device = device
         self.columns = {name: c.to(device) for name, c in dataset.columns().items()}
         self.moved = dict(self.columns)  # as the pixels were
         if "mask" in self.moved:
@@ -136,11 +141,23 @@ class ResidentLoader:
             self.moved |= scaled_boxes(self.moved, native, augmentation.size)
         self.normalize = Normalize(dataset.mean, dataset.std, device)
 
+    @functools.cached_property
+    def pixels(self) -> Tensor:
+        """(M, C, H, W) uint8, as they are trained on."""
+        return self.augmentation.resident(self.dataset.pixels).to(self.device)
+
+    @functools.cached_property
+    def shown(self) -> Tensor:
+        """(M, C, H', W') uint8, as they are evaluated."""
+        if self.augmentation.shown is None:
+            return self.pixels
+        return self.augmentation.resident_shown(self.dataset.pixels).to(self.device)
+
     def train(self, start: int, stop: int, batch_size: int, stage: int) -> Iterator[Batch]:
-        order = _Order(len(self.dataset), batch_size, self.seed, stage, self.pixels.device)
+        order = _Order(len(self.dataset), batch_size, self.seed, stage, self.device)
         for step in range(start, stop):
             epoch, index = order.step(step, Share() if self.augmentation.mixes else self.share)
-            batch = self._take(index, self.moved)
+            batch = self._take(index, self.moved, self.pixels)
             draw = Draw(self.seed, epoch, batch.targets.image_id)
             batch = Batch(*self.augmentation.batch(batch.images, batch.targets, draw))
             if self.augmentation.mixes and self.share.world > 1:
@@ -149,22 +166,23 @@ class ResidentLoader:
             batch.images.pixels = self.normalize(batch.images.pixels)
             yield batch
 
-    def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
+    def in_order(
+        self, batch_size: int, share: Share | None = None, as_trained: bool = False
+    ) -> Iterator[tuple[int, Batch]]:
         share = share or self.share
-        everything = torch.arange(len(self.dataset), device=self.pixels.device)
+        pixels = self.pixels if as_trained else self.shown
+        everything = torch.arange(len(self.dataset), device=self.device)
         for number, index in enumerate(everything.split(batch_size)):
             if number % share.world == share.rank:
-                batch = self._take(index, self.columns)
+                batch = self._take(index, self.columns, pixels)
                 batch.images.pixels = self.normalize(batch.images.pixels)
                 yield number, batch
 
-    def _take(self, index: Tensor, columns: dict[str, Tensor]) -> Batch:
-        size = (self.pixels.shape[2], self.pixels.shape[3])
+    def _take(self, index: Tensor, columns: dict[str, Tensor], pixels: Tensor) -> Batch:
+        size = (pixels.shape[2], pixels.shape[3])
         moved = columns is self.moved and "label" not in columns  # the truth has the pixels' size
         original = size if moved else self.dataset.size or size
-        images = Images(
-            self.pixels.index_select(0, index), [size] * len(index), [original] * len(index)
-        )
+        images = Images(pixels.index_select(0, index), [size] * len(index), [original] * len(index))
         truth: dict[str, Any] = {n: column.index_select(0, index) for n, column in columns.items()}
         return Batch(images, Targets(image_id=index, **truth))
 
@@ -210,11 +228,14 @@ class StreamingLoader:
             images.pixels = blank_outside(self.normalize(images.pixels), images.sizes)
             yield Batch(images, targets)
 
-    def in_order(self, batch_size: int, share: Share | None = None) -> Iterator[tuple[int, Batch]]:
+    def in_order(
+        self, batch_size: int, share: Share | None = None, as_trained: bool = False
+    ) -> Iterator[tuple[int, Batch]]:
         share = share or self.share
         batches = torch.arange(len(self.dataset)).split(batch_size)
         own = list(range(share.rank, len(batches), share.world))
-        samples = _Samples(self.dataset, self.augmentation, None)
+        augmentation = self.augmentation.as_trained() if as_trained else self.augmentation
+        samples = _Samples(self.dataset, augmentation, None)
         wanted = [[(-1, index) for index in batches[number].tolist()] for number in own]
         for number, (_, batch) in zip(own, self._load(samples, wanted), strict=True):
             pixels = self.normalize(batch.images.pixels)

@@ -181,12 +181,14 @@ class Journal:
 
 def show(name: str, value: float) -> str:
     """Fractions between 0 and 1 as percentages, losses as they are."""
-    return f"{value:.4f}" if name.endswith(("loss", "nll", "entropy")) else f"{value:.2%}"
+    measure = name.partition("@")[0]  # nll@10crop
+    return f"{value:.4f}" if measure.endswith(("loss", "nll", "entropy")) else f"{value:.2%}"
 
 
 def shown(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """Rows of a table; the loss only where no metric says the same."""
-    names = [name for name in metrics if name != "loss" or "nll" not in metrics]
+    has_nll = any(name.partition("@")[0] == "nll" for name in metrics)
+    names = [name for name in metrics if name != "loss" or not has_nll]
     return [(name, show(name, metrics[name])) for name in names]
 
 

@@ -46,13 +46,14 @@ class ClassificationEvaluator:
 
     Args:
         classes: class names, for the best and the worst class.
+        suffix: of every metric's name but the loss's: how one tested.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], suffix: str = "") -> None:
         self.classes = classes
-        self.names = (
-            ("top1", "top5", "nll", "loss") if len(classes) > 5 else ("top1", "nll", "loss")
-        )
+        self.suffix = suffix
+        names = ("top1", "top5", "nll") if len(classes) > 5 else ("top1", "nll")
+        self.names = (*(f"{name}{suffix}" for name in names), "loss")
         # id, label, predicted, in the top 5: (n, 4) int64; log p(label): (n,) float, of each batch
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._merged: list[Tensor] = []  # rows() of other processes
@@ -105,4 +106,4 @@ class ClassificationEvaluator:
         if len(self.classes) > 5:
             metrics["top5"] = float(rows[:, 3].mean())
         metrics["nll"] = float(-rows[:, 4].mean())
-        return metrics
+        return {f"{name}{self.suffix}": value for name, value in metrics.items()}

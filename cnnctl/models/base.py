@@ -17,16 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.ops.dense import DenseTesting, resized
+from cnnctl.ops.score_maps import ScoreMaps, Trunk, flattened, map_shape
+from cnnctl.ops.views import Views
 from cnnctl.structures import IGNORE, Batch, Images, Predictions, Targets
 
 if TYPE_CHECKING:
     from cnnctl.ops.losses import SegmentationLoss
 
 Losses = dict[str, Tensor]
+_LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def identity(batch: Batch) -> Batch:
     return batch
+
+
+def whole_rate(parameter: nn.Parameter) -> float:
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class GradientStage:
 
     ``params`` may be a subset, which freezes the rest; ``view`` turns a batch of images into what
     is trained on (patches, regions, crops); ``evaluate=False`` skips validation in this stage.
+    ``rate`` is the share of the learning rate that a parameter is trained with; modules in
+    ``still`` stay in evaluation mode (running statistics, no dropout). ``first`` gets the training
+    data once, in order and not augmented, before the first step and again after a resume.
     """
 
     name: str
@@ -42,6 +52,9 @@ class GradientStage:
     params: Callable[[], Iterable[nn.Parameter]]
     view: Callable[[Batch], Batch] = identity
     evaluate: bool = True
+    rate: Callable[[nn.Parameter], float] = whole_rate
+    still: Callable[[], Iterable[nn.Module]] = tuple
+    first: Callable[[Iterator[Batch]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,12 +77,14 @@ class Model(nn.Module, ABC):
     Attributes:
         eval_pixels: of the images that are evaluated at once, by default.
         rebuilt: the layers that start at random in spite of published weights, by name.
+        trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
         needs: columns of the truth without which it cannot be built: a task must have them.
     """
 
     eval_pixels: ClassVar[int] = 1 << 26
     needs: ClassVar[tuple[str, ...]] = ()
     rebuilt: tuple[str, ...] = ()
+    trained_shape: tuple[int, int, int] | None = None
 
     @abstractmethod
     def loss(self, images: Images, targets: Targets) -> Losses:
@@ -86,30 +101,100 @@ class Model(nn.Module, ABC):
     def stages(self) -> Sequence[Stage]:
         return [GradientStage("train", self.loss, self.parameters)]
 
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict from elsewhere (``weights=<file>``) under this model's names, and for pixels
+        as they are normalised here; what it does not know it leaves as it is.
+
+        Names are as the file has them; a "module." before all of them is taken off afterwards.
+        """
+        return state
+
+    def class_layers(self) -> tuple[str, ...]:
+        """The layers whose outputs are the classes, by name, the one that predicts first; empty
+        where a model does not say."""
+        return ()
+
     def less_memory(self, size: tuple[int, int]) -> str:
         """A setting with which one image, now (h, w) in pixels, is evaluated in less memory."""
         return f"augmentation.size={max(1, min(size) // 2)}"
 
 
 class ClassificationModel(Model):
-    """A network from pixels (N, C, H, W) to logits (N, K): subclasses write ``forward`` only."""
+    """A network from pixels (N, C, H, W) to logits (N, K): subclasses write ``forward`` only.
+
+    How it is tested (``testing``) belongs to the task, which sets it.
+    """
+
+    testing = Views()
+    _last_map: tuple[int, ...] | None = None  # shape of a training image's
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor: ...
 
+    def class_layers(self) -> tuple[str, ...]:
+        """The last dense layer (or convolution) of the part that is called as heads are, or of the
+        whole network; a model with auxiliary heads names theirs too."""
+        named = [name for name, module in self.named_modules() if isinstance(module, _LAYERS)]
+        ends = [name for name in named if name.split(".")[0] in ("classifier", "linear", "fc")]
+        return tuple((ends or named)[-1:])
+
     def loss(self, images: Images, targets: Targets) -> Losses:
-        return _cross_entropy(self(images.pixels), targets)
+        return cross_entropy(self(images.pixels), targets)
 
     def predict(self, images: Images) -> Predictions:
-        return Predictions(log_probs=F.log_softmax(self(images.pixels).float(), dim=1))
+        if self.testing.is_plain:
+            return Predictions(log_probs=F.log_softmax(self(images.pixels).float(), dim=1))
+        return self.testing.predict(self, images)
 
     def loss_and_predict(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
+        """From one pass; of several views the loss is that of their average."""
+        if not self.testing.is_plain:
+            predictions = self.predict(images)
+            assert predictions.log_probs is not None
+            return cross_entropy(predictions.log_probs, targets), predictions
         logits = self(images.pixels)
         predictions = Predictions(log_probs=F.log_softmax(logits.float(), dim=1))
-        return _cross_entropy(logits, targets), predictions
+        return cross_entropy(logits, targets), predictions
+
+    def parts(self) -> tuple[Trunk, Sequence[nn.Module]]:
+        """(pixels -> the last map, the layers from that map to the logits in order).
+
+        By the names of its parts; a network that has others overrides it. A dense layer with an
+        input for each channel of the map, and no pooling before it, sees their means.
+
+        Raises:
+            ValueError: there are none of these names.
+        """
+        trunk: Trunk | None = getattr(self, "features", None)
+        found = [getattr(self, name, None) for name in ("avgpool", "classifier", "linear", "fc")]
+        layers = [layer for layer in found if isinstance(layer, nn.Module)]
+        if trunk is None or not layers:
+            raise ValueError("it has no part called features, or no dense layers after it")
+        return trunk, layers
+
+    def score_maps(self) -> ScoreMaps:
+        """Its fully convolutional form, with the same weights: larger images, logits (N, K, h, w).
+
+        Raises:
+            ValueError: it has none.
+        """
+        assert self.trained_shape is not None, "build.model says what it is built for"
+        trunk, layers = self.parts()
+        if self._last_map is None:
+            self._last_map = map_shape(self, trunk, self.trained_shape)
+        return ScoreMaps(trunk, flattened(layers), self._last_map)
+
+    def score_map(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K, h, w): its scores at every place of a larger image.
+
+        Raises:
+            ValueError: it has no fully convolutional form, or the images are too small.
+        """
+        return self.score_maps()(pixels)
 
 
-def _cross_entropy(logits: Tensor, targets: Targets) -> Losses:
+def cross_entropy(logits: Tensor, targets: Targets) -> Losses:
+    """Of logits (N, K) and the column ``label``, which may be soft."""
     assert targets.label is not None, "classification needs the column `label`"
     return {"cross_entropy": F.cross_entropy(logits.float(), targets.label)}
 

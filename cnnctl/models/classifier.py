@@ -1,18 +1,20 @@
 """Any backbone with pooling and one linear layer: the shape of every ImageNet classifier since Lin,
 Chen, Yan, "Network in network", arXiv:1312.4400, section 3.2 (global average pooling).
 
-With backbone resnet18, resnet34 or resnet50 it is the network of He et al., arXiv:1512.03385,
-table 1 (torchvision's variant: see cnnctl/backbones/resnet.py).
+With backbone resnet18 to resnet152, plain18 or plain34 it is a network of He et al.,
+arXiv:1512.03385, table 1 (torchvision's variant: see cnnctl/backbones/resnet.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
 from cnnctl.models.base import ClassificationModel
+from cnnctl.ops.score_maps import Trunk
 
 
 class Classifier(ClassificationModel):
@@ -48,8 +50,16 @@ class Classifier(ClassificationModel):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(backbone.channels[backbone.deepest], num_classes)
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """The backbone's deepest map, (N, C, h, w)."""
+        return self.backbone(pixels)[self.backbone.deepest]
+
+    def parts(self) -> tuple[Trunk, Sequence[nn.Module]]:
+        pool = nn.AdaptiveAvgPool2d(1) if self.pool == "avg" else nn.AdaptiveMaxPool2d(1)
+        return self.features, [pool, self.dropout, self.linear]
+
     def forward(self, pixels: Tensor) -> Tensor:
-        features = self.backbone(pixels)[self.backbone.deepest]  # (N, C, h, w)
+        features = self.features(pixels)
         # (N, C); the backward of amax is deterministic on CUDA, that of AdaptiveMaxPool2d is not
         pooled = features.mean((2, 3)) if self.pool == "avg" else features.amax((2, 3))
         return self.linear(self.dropout(pooled))

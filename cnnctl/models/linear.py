@@ -8,10 +8,12 @@ Differs from the paper: softmax and cross-entropy for ten separate output units.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from cnnctl.models.base import ClassificationModel
+from cnnctl.ops.score_maps import Trunk
 
 
 class Linear(ClassificationModel):
@@ -26,6 +28,10 @@ class Linear(ClassificationModel):
     def __init__(self, in_channels: int, num_classes: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.classifier = nn.Linear(in_channels * math.prod(size), num_classes)
+
+    def parts(self) -> tuple[Trunk, Sequence[nn.Module]]:
+        """The pixels are its map, and the matrix is a convolution as large as the input."""
+        return nn.Identity(), [self.classifier]
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.classifier(pixels.flatten(1))  # (N, C * H * W) -> (N, K)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
 from cnnctl.models.base import ClassificationModel
+from cnnctl.ops.score_maps import Trunk
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -75,6 +77,10 @@ class MLP(ClassificationModel):
                 layers.append(nn.Dropout(dropout))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(features[-1], num_classes)
+
+    def parts(self) -> tuple[Trunk, Sequence[nn.Module]]:
+        """The pixels are its map, and its first layer is a convolution as large as the input."""
+        return nn.Identity(), [self.features, self.classifier]
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.classifier(self.features(pixels.flatten(1)))

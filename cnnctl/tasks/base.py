@@ -50,6 +50,9 @@ class Task:
             and then in other ways, each by what ``info`` calls it.
         knowing: facts of the data -> the task, where what it describes and draws needs more of
             them than the classes (the names of points).
+        show: says to a new augmentation how images are seen in evaluation, where a protocol of the
+            task's wants more of them than training.
+        average: what several models say of the same images -> what they say together.
         prepare: gives a new model what the task decides for it (its loss, how it is tested).
         learn: (training data, watch) -> what the loss takes from it, by its name in the model's
             state; asked for before the first step only. It calls ``watch(done, total)`` as it goes,
@@ -70,6 +73,8 @@ class Task:
     annotate: Callable[[Tensor, Description, Sequence[str], Palette | None], Tensor]
     headline: Callable[[Description], str]
     table: Callable[[Any], list[tuple[str, str]]]
+    show: Callable[[Any], None] = lambda augmentation: None
+    average: Callable[[Sequence[Predictions]], Predictions] | None = None
     prepare: Callable[[Any, Any], None] = lambda model, data: None
     learn: Callable[[Dataset, Watch], dict[str, Tensor]] = lambda data, watch: {}
     line: tuple[str, ...] = ()

@@ -4,28 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from cnnctl import pictures
+from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.augmentations.shown import Shown
 from cnnctl.data.base import Dataset
+from cnnctl.errors import UserError
 from cnnctl.metrics.classification import ClassificationEvaluator, predicted_class
 from cnnctl.models.base import ClassificationModel, Model
-from cnnctl.structures import Batch, Predictions
+from cnnctl.ops.views import Views, average
+from cnnctl.structures import IGNORE, Batch, Predictions
 from cnnctl.tasks.base import Description, Task, best_and_worst_class
 
 SHOWN = 32  # images in a picture
 
 
-def classify() -> Task:
-    """One label for each image."""
+def classify(
+    view: Literal["whole", "ten_crop", "dense"] = "whole",
+    flip: bool | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    pool: Literal["average", "max", "none"] = "average",
+) -> Task:
+    """One label for each image.
+
+    Args:
+        view, flip, scales, pool: see ``Views``, whose name is part of every metric's.
+    """
+    views = Views(view, flip, tuple(scales), pool)
+    suffix = f"@{views.name}" if views.name else ""
+
+    def evaluator(data: Any) -> ClassificationEvaluator:
+        if views.pool == "none":
+            raise UserError(
+                "a map of scores says no one class of an image, so none can be scored",
+                field="task.pool",
+                advice="take average or max; none is for cnnctl predict",
+            )
+        return ClassificationEvaluator(data.classes, suffix)
+
+    def show(augmentation: Augmentation) -> None:
+        if views.view != "whole":
+            Shown.by(views, augmentation)
+
     return Task(
         name="classify",
         fields=("label",),
         model=ClassificationModel,
-        evaluator=lambda data: ClassificationEvaluator(data.classes),
-        metrics={"top1": True, "top5": True, "nll": False, "loss": False},
-        best="top1",
+        evaluator=evaluator,
+        metrics={
+            **{f"{name}{suffix}": name != "nll" for name in ("top1", "top5", "nll")},
+            "loss": False,
+        },
+        best=f"top1{suffix}",
         draw_batch=_draw_labels,
         draw_evaluation=_draw_classification,
         describe=_ranked_classes,
@@ -34,7 +69,53 @@ def classify() -> Task:
         ),
         headline=_class_and_probability,
         table=best_and_worst_class,
+        show=show,
+        prepare=lambda model, data: _prepare(model, data, views),
+        average=average,
     )
+
+
+def _prepare(model: ClassificationModel, data: Any, views: Views) -> None:
+    """Tell a new model how it is tested.
+
+    Raises:
+        UserError: it cannot be, or the data's images cannot.
+    """
+    if views.is_plain:
+        return
+    name = type(model).__name__
+    if views.mirrors and not data.mirror:
+        raise UserError(
+            "a mirror image of this data is of another class",
+            field="task.flip" if views.flip else "task.view",
+            advice="take task.flip=false",
+        )
+    if type(model).predict is not ClassificationModel.predict:
+        raise UserError(
+            f"{name} has its own way to predict and looks at an image once",
+            field="task.view",
+            advice="take task.view=whole and leave task.flip out",
+        )
+    assert model.trained_shape is not None
+    _, *size = model.trained_shape
+    if views.view == "dense":
+        try:
+            model.score_maps()
+        except ValueError as error:
+            raise UserError(
+                f"{name} has no fully convolutional form: {error}",
+                field="task.view",
+                advice="take task.view=whole or ten_crop",
+            ) from None
+    model.testing = replace(views, uniform=data.size is not None)
+    h, w = model.testing.frame((size[0], size[1]), (size[0], size[1]), min(views.scales))
+    if h < size[0] or w < size[1]:
+        raise UserError(
+            f"{min(views.scales):g} gives images of {h} x {w}, and the network sees {size[0]} x "
+            f"{size[1]}",
+            field="task.scales",
+            advice="take larger ones",
+        )
 
 
 def _draw_labels(batch: Batch, data: Dataset) -> dict[str, Tensor]:
@@ -52,7 +133,7 @@ def _draw_classification(
     model: Model,
     data: Dataset,
 ) -> dict[str, Tensor]:
-    shape = seen[0][0].images.pixels.shape[1:]
+    shape = getattr(model, "trained_shape", None) or seen[0][0].images.pixels.shape[1:]
     drawn = {
         "val/predictions": _draw_predictions(seen, data),
         "val/mistakes": _draw_mistakes(evaluator, data),
@@ -97,7 +178,8 @@ def _draw_mistakes(evaluator: ClassificationEvaluator, data: Dataset) -> Tensor 
 def _ranked_classes(
     predictions: Predictions, classes: Sequence[str], top: int
 ) -> list[Description]:
-    """The best class of each image, its probability, and the ``top`` best with theirs."""
+    """The best class of each image, its probability, and the ``top`` best with theirs; where it
+    was asked for, the best class at each place."""
     assert predictions.log_probs is not None
     best = predictions.log_probs.exp().topk(min(top, len(classes)), dim=1)
     described = []
@@ -107,6 +189,9 @@ def _ranked_classes(
             for index, value in zip(order, values, strict=True)
         ]
         described.append({**rows[0], "top": rows})
+    for said, scores in zip(described, predictions.places or (), strict=False):
+        best_there = scores.argmax(0)  # (h, w)
+        said["place"] = best_there.to(torch.uint8 if len(classes) <= IGNORE else torch.int32)
     return described
 
 

@@ -8,8 +8,9 @@ training batches, vectorised, each sample with random numbers of its own counter
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from cnnctl.randomness import Draw
 from cnnctl.structures import IGNORE, Images, Targets
+
+if TYPE_CHECKING:
+    from cnnctl.data.augmentations.shown import Shown
 
 UNSIZED = 224  # the side of the input where neither the user nor the data sets one
 RESIZE_BYTES = 1 << 26  # of pixels that `resident` resizes at a time
@@ -44,6 +48,7 @@ class Augmentation:
     # Of the truth: what stays true of an image. "boxes" and "masks" stand for all their columns.
     moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes", "masks", "keypoints")
     eval_size: tuple[int, int] | None  # (h, w) of what is evaluated; None where that differs
+    shown: Shown | None = None  # where evaluation sees more than the input's size; set by the task
 
     def __init__(
         self,
@@ -67,19 +72,21 @@ class Augmentation:
         self.label_smoothing = label_smoothing
         self.around = torch.tensor(mean).mul(255).round().to(torch.uint8)[:, None, None]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a training image looks alike in every epoch."""
+        return type(self) is Augmentation
+
     def resident(self, pixels: Tensor) -> Tensor:
         """All images of a data set at once, (M, C, h, w) uint8 -> (M, C, *size) uint8.
 
         Done once, in chunks of bounded memory; the result equals ``sample_eval`` on each image.
         """
-        if tuple(pixels.shape[-2:]) == self.size:
-            return pixels
-        resized = pixels.new_empty(*pixels.shape[:2], *self.size)
-        largest = pixels.shape[1] * max(pixels.shape[2] * pixels.shape[3], math.prod(self.size))
-        rows = max(1, RESIZE_BYTES // largest)
-        for part, chunk in zip(resized.split(rows), pixels.split(rows), strict=True):
-            part.copy_(resize(chunk, self.size))
-        return resized
+        return resize_all(pixels, self.size)
+
+    def resident_shown(self, pixels: Tensor) -> Tensor:
+        """As ``resident``, of what evaluation sees."""
+        return self.resident(pixels) if self.shown is None else self.shown.resident(pixels)
 
     def sample(self, image: Tensor) -> Tensor:
         """One training image (C, h, w) uint8 of any size -> (C, *size) uint8, in a worker."""
@@ -95,15 +102,29 @@ class Augmentation:
             return resize(image[None], self.size)[0]
         return resized_centre(image, self.size)
 
+    def sample_shown(self, image: Tensor) -> Tensor:
+        """As ``sample_eval``, of what evaluation sees."""
+        return self.sample_eval(image) if self.shown is None else self.shown.sample(image)
+
     def sample_own(self, image: Tensor) -> Tensor:
         """One image (C, h, w) uint8 of a user's -> (C, *size) uint8, for prediction.
 
-        As ``sample_eval``, but where the data's images all have one size, another shape loses its
+        As ``sample_shown``, but where the data's images all have one size, another shape loses its
         ends and is not squashed.
         """
+        if self.shown is not None:
+            return self.shown.own(image)
         if self.native is not None:
             image = centre_of_shape(image, self.native)
         return self.sample_eval(image)
+
+    def as_trained(self) -> Augmentation:
+        """This one, whose images for evaluation have the input's size."""
+        if self.shown is None:
+            return self
+        other = copy.copy(self)
+        other.shown = None
+        return other
 
     def own(self, image: Tensor, fields: tuple[str, ...]) -> Tensor:
         """One image of a user's for prediction, as a task with those columns wants it.
@@ -141,7 +162,7 @@ class Augmentation:
     def joint_eval(self, image: Tensor, target: Truth) -> tuple[Tensor, Truth]:
         """One image and its truth for evaluation; maps and boxes stay in original pixels."""
         if "label" in target:
-            return self.sample_eval(image), target
+            return self.sample_shown(image), target
         return self._scaled(image), target
 
     def _scaled(self, image: Tensor) -> Tensor:
@@ -188,6 +209,18 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def resize_all(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """``resize`` of many images, some at a time, in memory that their number does not change."""
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    resized = pixels.new_empty(*pixels.shape[:2], *size)
+    largest = pixels.shape[1] * max(pixels.shape[2] * pixels.shape[3], math.prod(size))
+    rows = max(1, RESIZE_BYTES // largest)
+    for part, chunk in zip(resized.split(rows), pixels.split(rows), strict=True):
+        part.copy_(resize(chunk, size))
+    return resized
+
+
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, h, w) uint8 -> (N, *size) uint8: the class of the nearest pixel's centre, none mixed."""
     if tuple(mask.shape[-2:]) == size:
@@ -215,21 +248,24 @@ def centre_of_shape(image: Tensor, shape: tuple[int, int]) -> Tensor:
     return image[:, top : top + rows, left : left + columns]
 
 
-def resized_centre(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resized_centre(image: Tensor, size: tuple[int, int], shorter: int | None = None) -> Tensor:
     """(C, h, w) -> (C, *size): shorter side to 256/224 of the size, then the centre.
 
     The arithmetic of torchvision's Resize(256) and CenterCrop(224) where ``size`` is 224.
+
+    Args:
+        shorter: another length of the shorter side.
     """
-    image = _middle(image)
+    image = middle(image)
     h, w = image.shape[-2:]
-    shorter = round(max(size) * 256 / 224)
+    shorter = shorter or round(max(size) * 256 / 224)
     scaled = tuple(shorter if side == min(h, w) else shorter * side // min(h, w) for side in (h, w))
     resized = resize(image[None], (scaled[0], scaled[1]))[0]
     top, left = (round((have - want) / 2) for have, want in zip(scaled, size, strict=True))
     return resized[:, top : top + size[0], left : left + size[1]]
 
 
-def _middle(image: Tensor) -> Tensor:
+def middle(image: Tensor) -> Tensor:
     """The middle of an image longer than four squares: a 1 x 5000 strip must not become 1 GB.
 
     The centre crop sees less than one square of it; an even number of lines goes, so that the
