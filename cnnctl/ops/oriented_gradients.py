@@ -52,18 +52,20 @@ def _histograms(pixels: Tensor, cell: int, orientations: int, signed: bool) -> T
     return F.avg_pool2d(spread.scatter_(1, bins, strength), cell)
 
 
-def normalised_blocks(histograms: Tensor, block: int) -> Tensor:
+def normalised_blocks(histograms: Tensor, block: int, step: int = 1) -> Tensor:
     """Overlapping blocks of block x block cells, each brought to length 1 (the paper's L2-Hys).
 
     Lowe's way with SIFT, which the paper takes over: length 1, nothing above 0.2, length 1 again.
 
     Args:
         histograms: (N, O, h, w).
+        step: cells between the beginnings of two blocks.
 
     Returns:
-        (N, h - block + 1, w - block + 1, block * block * O), the orientations of a cell together.
+        (N, (h - block) // step + 1, (w - block) // step + 1, block * block * O), the orientations
+        of a cell together.
     """
-    windows = histograms.unfold(2, block, 1).unfold(3, block, 1)  # (N, O, h', w', b, b)
+    windows = histograms.unfold(2, block, step).unfold(3, block, step)  # (N, O, h', w', b, b)
     blocks = windows.permute(0, 2, 3, 4, 5, 1).flatten(3)
     return _unit(_unit(blocks).clamp(max=0.2))
 
