@@ -17,11 +17,14 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from torch import nn, optim
 
-from cnnctl.binding import bind
+from cnnctl.binding import bind, typed
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import Dataset
+from cnnctl.data.choice import choose
+from cnnctl.engine.given_weights import is_name
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.trainer import Trainer
+from cnnctl.engine.transfer import Transfer
 from cnnctl.errors import UserError, nearest
 from cnnctl.models.base import Model
 from cnnctl.tasks.base import Task
@@ -36,7 +39,11 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
     "optimizer": (("torch.optim",), optim.Optimizer),
     "schedule": (("cnnctl.engine.schedules",), Schedule),
     "trainer": (("cnnctl.engine.trainer",), Trainer),
+    "transfer": (("cnnctl.engine.transfer",), Transfer),
 }
+
+# Keys of ``data=`` for any data set of labelled images in memory, applied here to what it reads.
+_CHOICE: dict[str, Any] = {"only": list[str | int] | None, "per_class": int | None}
 
 
 def task(config: DictConfig) -> Task:
@@ -49,7 +56,14 @@ def dataset(config: DictConfig, split: str) -> Dataset:
     Raises:
         UserError: the data is absent or damaged (code 3), or has no such split.
     """
-    return _build(config, "data", split=split)
+    data = _build(config, "data", split=split)
+    only, per_class = (config.data.get(key) for key in _CHOICE)
+    if only is None and per_class is None:
+        return data
+    try:
+        return choose(data, only, per_class if split == "train" else None)
+    except ValueError as error:
+        raise UserError(str(error), field="data") from None
 
 
 def truth(config: DictConfig, split: str) -> Dataset:
@@ -77,7 +91,7 @@ def facts(config: DictConfig) -> Dataset | type[Dataset]:
     """
     cls = data_class(config)
     known = all(hasattr(cls, name) for name in ("classes", "channels", "mean", "std"))
-    return cls if known else dataset(config, "train")
+    return cls if known and config.data.get("only") is None else dataset(config, "train")
 
 
 def augmentation(config: DictConfig, data: Any) -> Augmentation:
@@ -125,12 +139,70 @@ def schedule(config: DictConfig) -> Schedule:
     return _build(config, "schedule")
 
 
+def transfer(config: DictConfig) -> Transfer | None:
+    """What of the network is trained; None: what the model says."""
+    return _build(config, "transfer") if config.get("transfer") else None
+
+
+def source(config: DictConfig) -> tuple[str, str] | None:
+    """(the key that the user set, the weights that a new network starts from); None: drawn ones.
+
+    Raises:
+        UserError: both names of the one key are set.
+    """
+    named = {key: config.get(key) for key in ("weights", "init_from")}
+    found = [(key, str(where)) for key, where in named.items() if where is not None]
+    if len(found) > 1:
+        raise UserError("is another name of weights=", field="init_from", advice="set one of them")
+    if not found or (config.get("transfer") and not transfer_class(config).takes_weights):
+        return None
+    return found[0]
+
+
+def transfer_class(config: DictConfig) -> type[Transfer]:
+    return target(config, "transfer")
+
+
+def published(config: DictConfig) -> str | None:
+    """The published weights that the model or its backbone is built with, by name."""
+    named = [config[group][key] for group, key in _weight_keys(config)]
+    return next((str(name) for name in named if name is not None), None)
+
+
+def with_published_weights(config: DictConfig) -> DictConfig:
+    """``weights=IMAGENET1K_V1`` as the key of the model, or of its backbone, that takes such names.
+
+    Raises:
+        UserError: it is no file either, and neither has one; or that key is set too.
+    """
+    found = source(config)
+    if found is None or not is_name(found[1]):
+        return config
+    keys = _weight_keys(config)
+    if not keys:
+        raise UserError(
+            f'there is no file "{found[1]}", and no published weights for this model by any name',
+            field=found[0],
+            advice="name a run, a checkpoint, a state dict or a .safetensors file",
+        )
+    group, key = keys[0]
+    if config[group][key] not in (None, found[1]):
+        raise UserError(f"and {group}.{key} are both set", field=found[0], advice="set one of them")
+    config[group][key] = found[1]
+    return config
+
+
+def _weight_keys(config: DictConfig) -> list[tuple[str, str]]:
+    """Group and key of what takes published weights, the whole network's first."""
+    keys = [(group, str(key)) for group in ("model", "backbone") for key in config[group] or ()]
+    found = [one for one in keys if one[1] == "weights" or one[1].endswith("_weights")]
+    return sorted(found, key=lambda one: one[1] != "weights")
+
+
 def without_pretrained_weights(config: DictConfig) -> DictConfig:
     """For a model whose weights come from a checkpoint: nothing is fetched to be overwritten."""
-    for group in ("model", "backbone"):
-        for name in config[group] or ():
-            if str(name) == "weights" or str(name).endswith("_weights"):
-                config[group][name] = None
+    for group, key in _weight_keys(config):
+        config[group][key] = None
     return config
 
 
@@ -173,8 +245,9 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
         raise UserError(
             f"{names['model']} needs a backbone", field="backbone", advice="backbone=resnet18"
         )
-    for make in (schedule, optimizer):  # their own checks of their numbers
+    for make in (schedule, optimizer, transfer):  # their own checks of their numbers
         make(config)
+    with_published_weights(config.copy())
     monitor = trainer(config).monitor
     if monitor is not None and monitor not in the_task.metrics:
         raise UserError(
@@ -187,7 +260,13 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
 def _values(config: DictConfig, group: str) -> dict[str, Any]:
     node = OmegaConf.to_container(config[group], resolve=True)
     assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items() if key != "_target_"}
+    values = {str(key): value for key, value in node.items() if key != "_target_"}
+    if group == "data":  # what is chosen of any such data is no affair of its constructor
+        for key, hint in _CHOICE.items():
+            given = typed(values.pop(key, None), hint, f"data.{key}")
+            if given is not None and task(config).fields != ("label",):
+                raise UserError("chooses among images of one class each", field=f"data.{key}")
+    return values
 
 
 def _build(

@@ -152,7 +152,7 @@ def _run(call: Call) -> int:
     elif call.command == "train" and _resumes(own):
         # The run's own configuration counts, not the one composed today.
         own, others = compose.split_own(
-            "train", own, ("resume", "outputs", "trust"), known=("seed", "init_from")
+            "train", own, ("resume", "outputs", "trust"), known=("seed", "weights", "init_from")
         )
     config = compose.compose(PRIMARY[call.command], own, call.config_dir)
     if call.show:

@@ -25,6 +25,7 @@ _EMPTY_LOGGING = {"version": 1, "root": None, "disable_existing_loggers": False}
 _TYPES: dict[str, Any] = {
     "seed": int,
     "resume": str | None,
+    "weights": str | None,
     "init_from": str | None,
     "outputs": str,
     "trust": list[str],

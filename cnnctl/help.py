@@ -18,6 +18,7 @@ EXAMPLES = {
     "eval": [
         "cnnctl eval",
         "cnnctl eval checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 split=val",
+        "cnnctl eval model=resnet20 data=cifar10 weights=resnet20.th",
         "cnnctl eval predictions=results.json data=coco data.annotations=instances.json",
     ],
     "predict": [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnctl import build, pictures
 from cnnctl.anchor_pictures import draw_anchors, draw_proposals
-from cnnctl.commands.train import initialise
+from cnnctl.commands.start import start
 from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
 from cnnctl.engine.console import Console
@@ -71,11 +71,10 @@ def _drawn(config: DictConfig, data: Dataset, what: str, console: Console) -> li
     """A picture (H, W, 3) of each of some images; None where the model has no such thing."""
     augmentation = build.augmentation(config, data)
     torch.manual_seed(key(config.seed, "init"))  # as training starts
-    model = build.model(config, data, augmentation.size)
+    model = build.model(build.with_published_weights(config), data, augmentation.size)
     if not isinstance(model, DetectionModel):
         return None
-    if config.init_from is not None:
-        initialise(model, config.init_from, console)
+    start(config, model, data.classes, console)
     processes = Processes()
     trainer = dataclasses.replace(build.trainer(config), workers=0)
     machine = trainer.machine(processes)

@@ -59,6 +59,10 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
         )
     if settings.predictions is not None:
         return eval_predictions.run(settings, overrides, config_dir)
+    if settings.weights is not None:
+        from cnnctl.commands import eval_weights
+
+        return eval_weights.run(settings, overrides, config_dir)
     if isinstance(settings.checkpoint, ListConfig):
         from cnnctl.commands import eval_together
 
@@ -73,21 +77,25 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     machine = trainer.machine(processes)
     with faults_explained():
         scores = score(config, state, settings.split, machine, processes, console, timed=True)
-    rows = shown(scores.metrics)
-    rows += [*scores.table, ("images", f"{scores.images:,}")]
-    rows.append(("end to end", f"{scores.images / scores.seconds:,.0f} images/s with reading"))
-    rows += scores.speed.rows() if scores.speed else []
     data = regrouped.get("data", state["choices"]["data"])
-    title = f"{state['choices']['model']} on {data}, {settings.split}"
-    console.table(title, ("", "value"), rows)
-    for table in scores.tables:
-        console.table(*table)
+    show_scores(console, f"{state['choices']['model']} on {data}, {settings.split}", scores)
     if overrides:
         console.say("not written into the run: the command line changed its settings")
     elif path.parent.joinpath("manifest.json").exists():
         for written in write_scores(path.parent, settings.split, scores):
             console.say(f"written: {written}")
     return Exit.DONE
+
+
+def show_scores(console: Console, title: str, scores: Scores) -> None:
+    """What ``eval`` prints."""
+    rows = shown(scores.metrics)
+    rows += [*scores.table, ("images", f"{scores.images:,}")]
+    rows.append(("end to end", f"{scores.images / scores.seconds:,.0f} images/s with reading"))
+    rows += scores.speed.rows() if scores.speed else []
+    console.table(title, ("", "value"), rows)
+    for table in scores.tables:
+        console.table(*table)
 
 
 def locate(settings: DictConfig) -> Path:

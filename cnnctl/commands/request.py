@@ -28,6 +28,7 @@ RESUMABLE = (
     "trainer.keep_every",
     "trainer.patience",
     "trainer.tensorboard",
+    "trainer.watch",
     "trainer.test",
     "trainer.device",
     "trainer.threads",

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cnnctl import build
 from cnnctl.commands.eval import score, write_scores
 from cnnctl.commands.request import Request
 from cnnctl.data.base import NoSplit
@@ -18,10 +19,13 @@ from cnnctl.engine.journal import show, shown
 from cnnctl.engine.loop import Loop
 
 # What TensorBoard's table compares runs by: groups with all their keys, and some of the trainer's.
-COMPARED = ("task", "data", "model", "backbone", "augmentation", "optimizer", "schedule")
+COMPARED = (
+    *("task", "data", "model", "backbone", "augmentation", "optimizer", "schedule"),
+    "transfer",
+)
 COMPARED_OF_TRAINER = (
     *("epochs", "steps", "batch_size", "accumulate", "clip", "ema"),
-    *("decay_norm_and_bias", "precision"),
+    *("decay_norm_and_bias", "init", "precision"),
 )
 
 
@@ -35,6 +39,7 @@ def announce(
     total, per_epoch = loop.trainer.total_steps(len(train))
     height, width = loop.train.augmentation.size
     optimizer = {k: v for k, v in config.optimizer.items() if k != "_target_"}
+    transfer = {k: v for k, v in (config.get("transfer") or {}).items() if k != "_target_"}
     val = len(loop.val.dataset) if loop.val else 0
     home = train.home(config.data.get("root"))
     rows = [
@@ -48,13 +53,14 @@ def announce(
         ("", "val is the training images: can they be learnt by heart?" if by_heart else ""),
         ("input", f"{train.channels} x {height} x {width}, augmentation {chosen['augmentation']}"),
         ("optimizer", f"{chosen['optimizer']} {_inline(optimizer)}, schedule {chosen['schedule']}"),
+        ("transfer", f"{chosen['transfer']} {_inline(transfer)}".rstrip() if transfer else ""),
         ("steps", f"{total:,} ({per_epoch:,} an epoch) of {loop.trainer.batch_size} images"),
         ("machine", f"{loop.machine.describe()}, {loop.processes.world} process(es)"),
         ("run", str(directory)),
     ]
     console.facts([row for row in rows if row[1]])
     rebuilt = loop.model.rebuilt
-    if rebuilt and request.resumed is None and config.init_from is None:
+    if rebuilt and request.resumed is None and build.source(config) is None:
         console.say(
             f"the published weights are of other classes: {', '.join(rebuilt)} start at random"
         )

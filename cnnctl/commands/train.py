@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,22 +15,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build, compose, outcome
 from cnnctl.commands.request import Request, last_checkpoint
+from cnnctl.commands.start import start
 from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
+from cnnctl.data.loaders import ResidentLoader
 from cnnctl.data.part import Part
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
+from cnnctl.engine.given_weights import Taken
 from cnnctl.engine.journal import Journal
 from cnnctl.engine.log import Board, MetricsFile
-from cnnctl.engine.loop import Loop, weights
+from cnnctl.engine.loop import Loop
 from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.run import RunDirectory
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
-from cnnctl.models.base import Model
+from cnnctl.layer_pictures import draw_layers
+from cnnctl.models.base import Model, Stage
 from cnnctl.randomness import key
 from cnnctl.tasks.base import Task
 
@@ -78,7 +83,7 @@ def _work(request: Request, stop: StopFlag) -> int:
     loop = directory = None
     try:
         with faults_explained():
-            loop = _prepare(request, config, trainer, machine, processes, console, stop)
+            loop, taken = _prepare(request, config, trainer, machine, processes, console, stop)
         held = held or _claim(request, processes)
         directory = held.path
         os.environ["CNNCTL_RUN"] = str(directory)
@@ -87,6 +92,8 @@ def _work(request: Request, stop: StopFlag) -> int:
             console.say(f"already complete: {directory}")
             return Exit.DONE
         _open(request, config, loop, directory)
+        if taken is not None and processes.first:
+            checkpoint.write_whole(directory / "weights.txt", taken.text().encode())
         announce(console, request, config, loop, directory)
         with faults_explained(trainer.held_at_once(loop.train.augmentation.size, processes)):
             loop.fit()
@@ -116,7 +123,7 @@ def _prepare(
     processes: Processes,
     console: Console,
     stop: StopFlag,
-) -> Loop:
+) -> tuple[Loop, Taken | None]:
     """Everything a run needs but its directory: data, model, weights, loaders."""
     task = build.task(config)
     monitor = trainer.monitor or task.best
@@ -134,12 +141,14 @@ def _prepare(
     torch.manual_seed(key(config.seed, "init"))
     if request.resumed is not None:
         build.without_pretrained_weights(config)
+    else:
+        build.with_published_weights(config)
     model = build.model(config, train, augmentation.size)
     described = _describe(request, train, val, machine, processes)
     state = _resumed_state(request, described, processes)
+    taken = None
     if state is None:
-        if config.init_from is not None:
-            initialise(model, config.init_from, console)
+        taken = start(config, model, train.classes, console)
         learnt = _learnt(task, train, processes, console, stop)
         model.load_state_dict(learnt, strict=False)
     model = _placed(model, trainer, machine)
@@ -148,9 +157,10 @@ def _prepare(
         lambda batch: task.draw_batch(batch, train),
         lambda seen, evaluator, scored: task.draw_evaluation(seen, evaluator, scored, val or train),
         task.line,
+        draw_layers,
     )
     journal.report = request.report
-    return Loop(
+    loop = Loop(
         trainer=trainer,
         model=model,
         machine=machine,
@@ -168,6 +178,27 @@ def _prepare(
         stop=stop,
         resumed=state,
     )
+    loop.stages = _transferred(config, loop, console)
+    return loop, taken
+
+
+def _transferred(
+    config: DictConfig, loop: Loop, console: Console
+) -> Callable[[], Sequence[Stage]] | None:
+    """What is trained where ``transfer=`` says it; asked for once now, so that faults show."""
+    transfer = build.transfer(config)
+    if transfer is None:
+        return None
+    resident, plain = isinstance(loop.train, ResidentLoader), loop.train.augmentation.is_plain
+    samples = len(loop.train.dataset) if resident and plain else None
+    try:
+        stages = transfer.stages(loop.model, samples, console.say)
+    except ValueError as error:
+        raise UserError(str(error), field="transfer", advice="take transfer=none") from None
+    given = build.source(config) or build.published(config)
+    if transfer.takes_weights and not given and loop.resumed is None:
+        console.say("nothing is transferred: weights= is not set, the network starts as drawn")
+    return lambda: stages
 
 
 def _learnt(
@@ -285,29 +316,6 @@ def _inline(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def initialise(model: torch.nn.Module, source: str, console: Console) -> None:
-    """Take the weights that fit by name and shape, and say which did not."""
-    path = checkpoint.find(source)
-    given = weights(checkpoint.read(path))
-    # What the loss took from other data does not belong to the weights.
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith("criterion.")}
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
-        raise UserError(
-            "holds no tensor that fits this model by name and shape",
-            file=path,
-            field="init_from",
-            code=Exit.CHECKPOINT,
-        )
-    model.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
-    unused = [name for name in given if name not in fitting]
-    console.say(f"init_from {path}: {len(fitting)} tensors taken")
-    for title, names in (("left as initialised", fresh), ("not used", unused)):
-        if names:
-            console.say(f"  {title}: {', '.join(names)}")
-
-
 def _claim(request: Request, processes: Processes) -> RunDirectory:
     """The first process owns the directory; a failure there is a failure everywhere."""
     claimed, result = None, None
@@ -341,6 +349,7 @@ def _describe(
         "palette": [list(colour) for colour in train.palette] if train.palette else None,
         "skeleton": train.skeleton.plain() if train.skeleton else None,
         "native": list(train.size) if train.size else None,
+        "mirror": train.mirror,
         "mean": list(train.mean),
         "std": list(train.std),
         "fingerprints": {

@@ -20,6 +20,7 @@ SHARE = 0.05  # of the time, at most, that goes into pictures between the first 
 
 Pictures = dict[str, Tensor]  # name -> (H, W, 3) uint8
 BatchPictures = Callable[[Batch], Pictures]
+LayerPicture = Callable[[dict[str, float]], Tensor]
 EvaluationPictures = Callable[[Sequence[tuple[Batch, Predictions]], Any, Model], Pictures]
 
 
@@ -50,6 +51,10 @@ class Album:
 
     def training_batch(self, batch: Batch, step: int) -> None:
         self._draw(lambda: self._draw_batch(batch), step)
+
+    def layers(self, draw: LayerPicture, figures: dict[str, float], step: int) -> None:
+        """What goes through each layer, as ``Watch`` names the figures."""
+        self._draw(lambda: {"watch/layers": draw(figures)}, step)
 
     def begin(self, images: int) -> None:
         """An evaluation of that many images begins."""

@@ -206,8 +206,12 @@ def read(path: Path) -> State:
     return state
 
 
-def read_tensors(path: Path) -> Any:
-    """Any file of ``torch.save`` that holds tensors and plain values only, whole and unharmed."""
+def read_tensors(path: Path, *, legacy: bool = False) -> Any:
+    """Any file of ``torch.save`` that holds tensors and plain values only, whole and unharmed.
+
+    Args:
+        legacy: files of torch before 1.6 too, which are no archives and have no checksums.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -216,12 +220,8 @@ def read_tensors(path: Path) -> Any:
     if not data or (known and hashlib.sha256(data).hexdigest() not in known and _is_ours(path)):
         raise bad(path, "is damaged: its SHA-256 is not the one in manifest.json")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(item.file_size for item in archive.infolist()) > len(data):
-                raise bad(path, "is not a checkpoint: it is compressed")  # torch stores; a bomb?
-            damaged = archive.testzip()  # torch itself does not look at these checksums
-        if damaged:
-            raise bad(path, f"is damaged: {damaged} does not match its checksum")
+        if not legacy or data.startswith(b"PK"):
+            _check_archive(data, path)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].split(". ")[0]
@@ -231,6 +231,15 @@ def read_tensors(path: Path) -> Any:
     except Exception as error:  # what a harmful or harmed pickle raises has no one type
         reason = str(error).split("\n")[0] or type(error).__name__
         raise bad(path, f"is damaged or not a checkpoint: {reason}") from None
+
+
+def _check_archive(data: bytes, path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(item.file_size for item in archive.infolist()) > len(data):
+            raise bad(path, "is not a checkpoint: it is compressed")  # torch stores; a bomb?
+        damaged = archive.testzip()  # torch itself does not look at these checksums
+    if damaged:
+        raise bad(path, f"is damaged: {damaged} does not match its checksum")
 
 
 def bad(path: Path, problem: str, advice: str | None = None) -> UserError:

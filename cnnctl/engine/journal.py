@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnnctl.engine.album import Album, BatchPictures, EvaluationPictures
+from cnnctl.engine.album import Album, BatchPictures, EvaluationPictures, LayerPicture
 from cnnctl.engine.console import Bar, Console
 from cnnctl.engine.log import Board, MetricsFile
 from cnnctl.engine.signals import StopFlag, Stopped
@@ -29,6 +29,7 @@ class Journal:
     Args:
         draw_batch, draw_evaluation: named pictures (H, W, 3) uint8 for TensorBoard.
         line: the metrics that an epoch's line shows; all where it is empty.
+        draw_layers: a picture of what goes through each layer, where that is watched.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Journal:
         draw_batch: BatchPictures,
         draw_evaluation: EvaluationPictures,
         line: Sequence[str] = (),
+        draw_layers: LayerPicture | None = None,
     ) -> None:
         self.console = console
+        self.draw_layers = draw_layers
         self.line = line
         self.metrics: MetricsFile | None = None
         self.board: Board | None = None
@@ -50,6 +53,7 @@ class Journal:
         self._val: Bar | None = None
         self._images, self._since, self._drawn = 0, time.monotonic(), 0.0
         self._means: dict[str, float] = {}
+        self._layers: dict[str, float] = {}
         self._note = ""
         self._step = 0
         self.speed = 0.0  # images a second, over the last logged interval
@@ -104,6 +108,14 @@ class Journal:
             speed = {"speed/images_per_second": self.speed, "speed/memory_mb": memory_mb()}
             self.board.scalars({**scalars, "lr": rate, **speed}, total_steps)
 
+    def watched(self, total_steps: int, figures: dict[str, float]) -> None:
+        """Figures of each layer in the step just logged, as ``Watch`` names them."""
+        self._layers = figures
+        scalars = {f"watch/{name}": value for name, value in figures.items()}
+        self._write({**self._place(total_steps), **scalars})
+        if self.board is not None:
+            self.board.scalars(scalars, total_steps)
+
     def watch(self, images: int, stop: StopFlag) -> Callable[[int, Batch, Predictions], None]:
         """A callback for ``evaluate``: shows progress, keeps images to draw, stops when asked."""
         self.album.begin(images)
@@ -140,6 +152,8 @@ class Journal:
         if self.board is not None:
             self.board.scalars(scalars, total_steps)
             self.album.evaluation(evaluator, model, total_steps, best)
+            if self._layers and self.draw_layers is not None:
+                self.album.layers(self.draw_layers, self._layers, total_steps)
         self._since = time.monotonic()  # evaluation and pictures are not training time
         if self.report is not None:
             self.report(self._step / self.per_epoch, metrics)

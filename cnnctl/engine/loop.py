@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,11 +26,13 @@ from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer, parameter_groups
+from cnnctl.engine.watch import Watch
 from cnnctl.errors import Exit, UserError
-from cnnctl.models.base import FitStage, GradientStage, Losses, Model
+from cnnctl.models.base import FitStage, GradientStage, Losses, Model, Stage
 from cnnctl.randomness import key, seed_torch
 from cnnctl.structures import Batch
 
+_UNWATCHED = contextlib.nullcontext()
 STOP_EVERY = 10  # steps between two agreements of several processes on whether to stop
 
 
@@ -90,6 +92,7 @@ class Loop:
     checkpoints: Checkpoints | None = None  # None in all processes but the first
     progress: Progress = field(default_factory=Progress)
     resumed: State | None = None
+    stages: Callable[[], Sequence[Stage]] | None = None  # None: the model's own
 
     def fit(self) -> None:
         """Train through all stages from wherever ``progress`` stands.
@@ -104,6 +107,8 @@ class Loop:
             self.machine.device.type, enabled=self.machine.dtype == torch.float16
         )
         self.rate, self.rates, self.opt = 0.0, [0.0], None
+        self.still: list[nn.Module] = []  # modules that this stage leaves in evaluation mode
+        self.watch = Watch(self.model) if trainer.watch and self.processes.first else None
         self.ema = None
         if trainer.ema:
             average = get_ema_multi_avg_fn(trainer.ema)
@@ -117,7 +122,7 @@ class Loop:
             )
         if not self.progress.total_steps:
             self._save(None, best=False)  # a disk that cannot hold it is found out now
-        stages = self.model.stages()
+        stages = (self.stages or self.model.stages)()
         for index in range(self.progress.stage, len(stages)):
             if index != self.progress.stage:
                 self.progress.stage, self.progress.step = index, 0
@@ -154,11 +159,7 @@ class Loop:
         self.resumed = None
         with self.journal.stage(stage.name, 1, 1, progress.step):
             if not progress.step:
-                self.model.eval()
-                loaded = self.train.in_order(self._evaluated_at_once(), Share())
-                held = held_at_once(self.model, f"stage {stage.name}")
-                with torch.no_grad(), faults_explained(held):
-                    stage.fit(held.seen(batch for _, batch in loaded))
+                self._show_all(stage.name, stage.fit)
                 if self.ema is not None:  # what was solved for belongs to these very weights
                     self.ema.module.load_state_dict(self.model.state_dict())
                 progress.step, progress.owed = 1, True
@@ -167,14 +168,23 @@ class Loop:
             if progress.owed:
                 self._evaluate_and_save(stage.evaluate)
 
+    def _show_all(self, name: str, see: Callable[[Iterator[Batch]], None]) -> None:
+        """Give the training data to ``see``, in order and not augmented."""
+        self.model.eval()
+        loaded = self.train.in_order(self._evaluated_at_once(), Share(), as_trained=True)
+        held = held_at_once(self.model, f"stage {name}")
+        with torch.no_grad(), faults_explained(held):
+            see(held.seen(batch for _, batch in loaded))
+
     def _gradient_stage(self, stage: GradientStage) -> None:
         progress, trainer = self.progress, self.trainer
         parameters = list(stage.params())
         trained = {id(parameter) for parameter in parameters}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        self.opt = self.optimizer(parameter_groups(parameters, trainer.decay_norm_and_bias))
-        self.rates = [group["lr"] for group in self.opt.param_groups]
+        groups = parameter_groups(parameters, trainer.decay_norm_and_bias, stage.rate)
+        self.opt = self.optimizer(groups)
+        self.rates = [group["lr"] * group.get("share", 1.0) for group in self.opt.param_groups]
         if self.resumed is not None and self.resumed["optimizer"] and progress.step:
             self.opt.load_state_dict(self.resumed["optimizer"])
         self.resumed = None
@@ -182,6 +192,10 @@ class Loop:
         if self.processes.world > 1:
             step_module = DistributedDataParallel(step_module)
         interval = trainer.evaluation_interval(self.per_epoch)
+        if stage.first is not None:
+            with self.machine.autocast():
+                self._show_all(stage.name, stage.first)
+        self.still = list(stage.still())
         self._train_mode()
         with self.journal.stage(stage.name, self.total, self.per_epoch, progress.step):
             batches = self.train.train(
@@ -209,11 +223,12 @@ class Loop:
         if progress.step == 0:
             self.journal.first_batch(batch, progress.total_steps)
         opt.zero_grad(set_to_none=True)
+        watch = self.watch if self._is_logged(progress.step + 1) else None
         summed: Losses = {}
         for index, part in enumerate(stage.view(batch).split(trainer.accumulate)):
             more = index + 1 < trainer.accumulate and isinstance(module, DistributedDataParallel)
             with module.no_sync() if more else contextlib.nullcontext():  # pyright: ignore
-                with self.machine.autocast():
+                with self.machine.autocast(), watch.forward() if watch else _UNWATCHED:
                     losses = module(part)
                 total = torch.stack(list(losses.values())).sum() / trainer.accumulate
                 self.scaler.scale(total).backward()
@@ -223,8 +238,11 @@ class Loop:
         progress.pending.append(summed)  # pyright: ignore[reportArgumentType]  # tensors until logged
         if self.machine.device.type == "cpu":  # costs nothing here, a synchronisation elsewhere
             self._settle()
-        if trainer.clip is not None:
+        if trainer.clip is not None or watch is not None:
             self.scaler.unscale_(opt)
+        if watch is not None:
+            watch.gradients()
+        if trainer.clip is not None:
             nn.utils.clip_grad_norm_(parameters, trainer.clip)
         self.scaler.step(opt)
         self.scaler.update()
@@ -238,7 +256,7 @@ class Loop:
         """Log, evaluate, save and stop, each where it is due."""
         progress, trainer = self.progress, self.trainer
         evaluating = evaluating or progress.step == self.total
-        if evaluating or progress.step % trainer.log_every == 0:
+        if self._is_logged(progress.step):
             self._log()
         asked = self._asked_to_stop()
         if evaluating and not asked:
@@ -248,6 +266,12 @@ class Loop:
             self._save(None, best=False)
         if asked:
             raise Stopped(asked)
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether the curves get a point after that step of the stage."""
+        trainer = self.trainer
+        evaluated = step == self.total or step % trainer.evaluation_interval(self.per_epoch) == 0
+        return evaluated or step % trainer.log_every == 0
 
     def _settle(self) -> None:
         """Bring the losses of the last steps to the host and look at them.
@@ -289,6 +313,8 @@ class Loop:
         self.progress.pending = []
         means = {name: math.fsum(row[name] for row in flat) / len(flat) for name in flat[0]}
         self.journal.trained(self.progress.total_steps, means, self.rate)
+        if self.watch is not None:
+            self.journal.watched(self.progress.total_steps, self.watch.figures())
 
     def _evaluate_and_save(self, wanted: bool) -> None:
         progress = self.progress
@@ -334,6 +360,8 @@ class Loop:
             own = list(module.parameters(recurse=False))
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()
+        for module in self.still:
+            module.training = False
 
     def _worse(self, metric: float) -> bool:
         best = self.progress.best

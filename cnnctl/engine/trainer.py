@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +13,7 @@ from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.data.loaders import Loader, ResidentLoader, Share, StreamingLoader, steps_per_epoch
 from cnnctl.engine.distributed import Processes
+from cnnctl.engine.initialisation import Init
 from cnnctl.engine.machine import (
     Held,
     Machine,
@@ -22,7 +24,7 @@ from cnnctl.engine.machine import (
     set_threads,
 )
 from cnnctl.errors import Exit, UserError
-from cnnctl.models.base import Model
+from cnnctl.models.base import Model, whole_rate
 
 MAX_WORKERS = 8
 MOST_EVALUATED = 500  # images at once, where the user sets no number
@@ -63,6 +65,8 @@ class Trainer:
     compile: bool = False
     deterministic: bool = False
     learn_by_heart: int | None = None
+    init: Init = "model"
+    watch: bool = False
     test: bool = True
     measure_speed: bool = False
     tensorboard: bool = True
@@ -83,6 +87,8 @@ class Trainer:
                 f"batch_size {self.batch_size} does not divide into {self.devices} devices"
                 f" times {self.accumulate} accumulated parts"
             )
+        if self.watch and self.compile:
+            raise ValueError("watch looks into the network, which compile does not let it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"device {self.device} is one, and devices asks for {self.devices}")
         if self.threads is not None and self.threads > cores():
@@ -208,12 +214,25 @@ _COUNTS = (
 )
 
 
-def parameter_groups(parameters: list[torch.nn.Parameter], decay_all: bool) -> list[dict]:
-    """One group, or two where norms and biases (everything of one dimension) do not decay."""
+def parameter_groups(
+    parameters: list[torch.nn.Parameter],
+    decay_all: bool,
+    rate: Callable[[torch.nn.Parameter], float] = whole_rate,
+) -> list[dict]:
+    """Groups of one learning rate each, two where norms and biases (everything of one dimension)
+    do not decay.
+
+    Args:
+        rate: the share of the learning rate that a parameter gets; it is the group's "share"
+            where that is not 1.
+    """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    if decay_all:
-        return [{"params": parameters}]
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    kept = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    shares = {id(parameter): rate(parameter) for parameter in parameters}
+    for share in sorted(set(shares.values()), reverse=True):
+        for decays in (True, False):
+            own = [p for p in parameters if shares[id(p)] == share]
+            own = [p for p in own if (decay_all or p.ndim > 1) == decays]
+            group = {"params": own, **({} if decays else {"weight_decay": 0.0})}
+            groups[share, decays] = {**group, **({} if share == 1 else {"share": share})}
+    return [group for group in groups.values() if group["params"]]
