@@ -3,7 +3,8 @@ K -> FC, the pattern of nearly all networks from LeCun et al., Proc. IEEE 86(11)
 and Zisserman, arXiv:1409.1556.
 
 Differs from a paper: it has none. Weights start as in He et al., arXiv:1502.01852, equation 10,
-before rectifiers, and as in Glorot and Bengio (AISTATS 2010) before functions that saturate.
+before rectifiers, with half of that variance before selu and maxout, which keep it, and as in
+Glorot and Bengio (AISTATS 2010) before functions that saturate.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ class ConvNet(ClassificationModel):
             if activation in _SATURATING:
                 nn.init.xavier_normal_(layer.weight)
             else:
-                last = layer is layers[-1] or activation == "selu"
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if last else "relu")
+                keeps = layer is layers[-1] or activation in ("selu", "maxout")
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if keeps else "relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -8,7 +8,8 @@ the radial basis output. model=lenet1998 has the paper's of all four, with its 6
 
 Differs from the paper always: MNIST's 28 x 28 are enlarged to 32 x 32, not centred in them; the
 loss is cross-entropy, which with a radial basis output is the paper's equation 9 without its
-constant for rubbish; the codes of the classes are random signs, not pictures of the characters.
+constant for rubbish, of distances over the root of their number, so that usual learning rates will
+do; the codes of the classes are random signs, not pictures of the characters.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ class PartialConv2d(nn.Module):
 
 
 class RadialBasis(nn.Module):
-    """Minus the squared distances of (N, D) features to a code of D signs for each class.
+    """Minus the squared distances of (N, D) features to a code of D signs for each class, over the
+    root of D.
 
     The codes are not trained, as in the paper: with centres that move the trivial solution is that
     all are the same. They are the same in every run.
@@ -160,11 +162,11 @@ class RadialBasis(nn.Module):
         self.register_buffer("codes", codes.copy_(2 * signs - 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, K): -sum (x - w)^2 (equation 7), written as products of matrices."""
+        """(N, D) -> (N, K): -sum (x - w)^2 (equation 7) / sqrt(D), written as matrix products."""
         codes = self.get_buffer("codes")
-        # All codes are as long: w^2 sums up to D.
-        squares = features.square().sum(1, keepdim=True) + codes.shape[1]
-        return 2 * F.linear(features, codes) - squares
+        count = codes.shape[1]  # all codes are as long: w^2 sums up to it
+        squares = features.square().sum(1, keepdim=True) + count
+        return (2 * F.linear(features, codes) - squares) / count**0.5
 
 
 def _activation(name: str) -> nn.Module:

@@ -126,7 +126,9 @@ def test_overfits_eight_images(overfit):
     overfit(ConvNet(1, 4, SIZE, [8, 16], [16], norm="batch"), 1, SIZE, 4)
 
 
-@pytest.mark.parametrize(("activation", "gain"), [("relu", 2.0), ("selu", 1.0), ("tanh", 1.0)])
+@pytest.mark.parametrize(
+    ("activation", "gain"), [("relu", 2.0), ("selu", 1.0), ("maxout", 1.0), ("tanh", 1.0)]
+)
 def test_initial_weights(activation, gain):
     """Variance gain / inputs; before a tanh 2 / (inputs + outputs), alike for as many of both."""
     torch.manual_seed(0)

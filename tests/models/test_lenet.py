@@ -103,7 +103,8 @@ def test_radial_basis_is_a_distance():
     assert codes.unique().tolist() == [-1, 1]
     assert torch.equal(codes, RadialBasis(84, 10).get_buffer("codes"))
     features = torch.randn(3, 84, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(layer(features), -(torch.cdist(features, codes) ** 2))
+    expected = -(torch.cdist(features, codes) ** 2) / 84**0.5
+    torch.testing.assert_close(layer(features), expected)
     distances = torch.cdist(codes, codes) ** 2 / 4  # signs in which two classes differ
     assert distances[~torch.eye(10, dtype=torch.bool)].min() > 84 / 4
 
