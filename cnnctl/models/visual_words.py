@@ -143,9 +143,9 @@ class VisualWords(ClassificationModel):
         """Features (n, D) of some images after the other, as many as memory is meant for."""
         widest = max(self.classifier.in_features, self.patches * max(self.words.shape))
         for part in pixels.split(max(1, _AT_ONCE // widest)):
-            yield self.features(part)
+            yield self.pyramid(part)
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def pyramid(self, pixels: Tensor) -> Tensor:
         """Vectors (N, D) whose products are the pyramid match kernel (equation 3), 1 with itself.
 
         The smaller of two counts a and b is the product of a ones and b ones, filled up with

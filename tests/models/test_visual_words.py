@@ -69,7 +69,7 @@ def test_products_are_the_pyramid_match_kernel(fitted, monkeypatch):
         weight = 1 / 2**levels if level == 0 else 1 / 2 ** (levels - level + 1)
         least = torch.minimum(counts[:, None], counts[None]).flatten(2).sum(2)
         expected += weight * least / 49
-    features = made.features(images)
+    features = made.pyramid(images)
     torch.testing.assert_close(features @ features.T, expected)
     torch.testing.assert_close(expected.diagonal(), torch.ones(5))
     monkeypatch.setattr(visual_words, "_AT_ONCE", 1)  # an image at a time
