@@ -124,10 +124,22 @@ def test_every_large_model_does_so_too(model, tasks_of, tmp_path):
     trained_unless(False, model, tasks_of(model), tmp_path)
 
 
+def serves_a_classifier_unless(large: bool, backbone: str, folder: Path) -> None:
+    config, _ = composed("model=classifier", f"backbone={backbone}", "augmentation.size=64")
+    if is_large(config, "classify") == large:
+        pytest.skip("small: trained in the default run" if not large else "large: under slow")
+    trains_predicts_and_comes_back(config, few("classify"), folder)
+
+
 @pytest.mark.parametrize("backbone", [name for group, name in options("backbone")])
 def test_every_backbone_serves_a_classifier(backbone, tmp_path):
-    config, _ = composed("model=classifier", f"backbone={backbone}", "augmentation.size=64")
-    trains_predicts_and_comes_back(config, few("classify"), tmp_path)
+    serves_a_classifier_unless(True, backbone, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [name for group, name in options("backbone")])
+def test_every_large_backbone_does_so_too(backbone, tmp_path):
+    serves_a_classifier_unless(False, backbone, tmp_path)
 
 
 def takes_a_step(model: Model, stage: Stage, batch: Batch, config: DictConfig) -> None:

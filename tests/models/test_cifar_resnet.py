@@ -120,8 +120,9 @@ def published(model: CifarResNet) -> dict[str, torch.Tensor]:
 
 def test_published_weights_take_the_datas_pixels():
     """The same image, normalised by the data's numbers here and by ImageNet's there."""
-    data = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-    ours, theirs = CifarResNet(3, 10, SIZE, 8, **data).eval(), CifarResNet(3, 10, SIZE, 8).eval()
+    mean, std = CIFAR10.mean, CIFAR10.std
+    ours = CifarResNet(3, 10, SIZE, 8, mean=mean, std=std).eval()
+    theirs = CifarResNet(3, 10, SIZE, 8).eval()
     state = published(theirs)
     theirs.load_state_dict({name.removeprefix("module."): v for name, v in state.items()})
     ours.load_state_dict(ours.translate(state))
@@ -129,10 +130,10 @@ def test_published_weights_take_the_datas_pixels():
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def stem(model: CifarResNet, numbers: tuple[tuple[float, ...], ...]) -> torch.Tensor:
-        mean, std = (torch.tensor(part)[:, None, None] for part in numbers)
-        return model.bn1(model.conv1((pixels - mean) / std))[..., 1:-1, 1:-1]  # not the border
+        less, over = (torch.tensor(part)[:, None, None] for part in numbers)
+        return model.bn1(model.conv1((pixels - less) / over))[..., 1:-1, 1:-1]  # not the border
 
-    found, expected = stem(ours, (data["mean"], data["std"])), stem(theirs, imagenet)
+    found, expected = stem(ours, (mean, std)), stem(theirs, imagenet)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     same = theirs.translate(state)
     assert all(
@@ -213,9 +214,8 @@ def test_published_weights_on_500_images(depth, right):
     [(20, 81.03, 99.80), (32, 82.56, 100.0), (44, 82.67, 99.98), (56, 83.20, 100.0)],
 )
 def test_published_weights_on_all_images(depth, lossy, lossless):
-    normal = {"mean": CIFAR10.mean, "std": CIFAR10.std}
     weights, images = real(TRAINED.format(depth), "cifar-10-batches-bin/test_batch.bin")
-    model = loaded(CifarResNet(3, 10, SIZE, depth, **normal), weights)
+    model = loaded(CifarResNet(3, 10, SIZE, depth, mean=CIFAR10.mean, std=CIFAR10.std), weights)
     accuracy = hits(model, *images_of(images, 10_000)) / 100
     assert accuracy == pytest.approx(lossy, abs=0.1)
     *files, labels = real(
