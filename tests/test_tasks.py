@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnctl import pictures
 from cnnctl.data.base import ArrayDataset
+from cnnctl.errors import UserError
+from cnnctl.models.base import ClassificationModel
+from cnnctl.ops.views import Views
 from cnnctl.structures import Batch, Images, Predictions, Targets
 from cnnctl.tasks import classify as tasks
 
@@ -145,3 +149,66 @@ def test_annotation_is_the_image_and_the_five_best():
     assert torch.equal(
         TASK.annotate(image, said, names, None), TASK.annotate(image, few, names, None)
     )
+
+
+def test_places_of_a_map_are_described_by_their_best_class():
+    scores = torch.tensor([[[0.1, 0.2, 0.9]], [[0.5, 0.1, 0.0]], [[0.4, 0.7, 0.1]]])  # (K, 1, 3)
+    said = predictions(SAID[0])
+    said.places = [scores]
+    (described,) = TASK.describe(said, CLASSES, 1)
+    assert described["place"].tolist() == [[1, 2, 0]]
+
+
+class Fitted(ClassificationModel):
+    """It has no parts by the names that slide."""
+
+    trained_shape = (1, 8, 8)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3)).expand(-1, 3)
+
+
+class Own(Fitted):
+    def predict(self, images: Images) -> Predictions:
+        return predictions(SAID[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "field", "problem"),
+    [
+        ({"view": "ten_crop"}, Fitted, "task.view", "a mirror image of this data is of another"),
+        ({"flip": True}, Fitted, "task.flip", "a mirror image of this data is of another class"),
+        ({"view": "dense"}, Fitted, "task.view", "Fitted has no fully convolutional form"),
+        ({"view": "dense"}, Own, "task.view", "Own has its own way to predict"),
+        (
+            {"view": "ten_crop", "flip": False, "scales": (0.8,)},
+            *(Fitted, "task.scales", "0.8 gives images of 7 x 7, and the network sees 8 x 8"),
+        ),
+    ],
+)
+def test_what_cannot_be_tested_so_is_refused_before_the_first_step(settings, model, field, problem):
+    facts = SimpleNamespace(mirror=False, size=(8, 8))
+    with pytest.raises(UserError, match=problem) as caught:
+        tasks.classify(**settings).prepare(model(), facts)
+    assert caught.value.field == field
+    assert caught.value.advice
+
+
+def test_a_map_of_scores_is_not_scored(data):
+    with pytest.raises(UserError, match="says no one class"):
+        tasks.classify("dense", pool="none").evaluator(data)
+
+
+def test_the_protocol_is_part_of_the_metrics_names(data):
+    task = tasks.classify("ten_crop", scales=(1.0, 1.2))
+    suffix = "10crop+x1+x1.2"
+    assert task.best == f"top1@{suffix}"
+    assert list(task.metrics) == [*(f"{n}@{suffix}" for n in ("top1", "top5", "nll")), "loss"]
+    evaluator = task.evaluator(data)
+    assert evaluator.names == (f"top1@{suffix}", f"nll@{suffix}", "loss")
+    evaluator.update(predictions(*SAID), batch_of(data, slice(0, 6)).targets)
+    assert evaluator.compute()[f"top1@{suffix}"] == 0.5
+    model = Fitted()
+    task.prepare(model, SimpleNamespace(mirror=True, size=None))
+    assert model.testing == Views("ten_crop", scales=(1.0, 1.2), uniform=False)
+    tasks.classify().prepare(model, SimpleNamespace(mirror=False, size=None))

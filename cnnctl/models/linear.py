@@ -10,12 +10,14 @@ recognition", ESANN 1999.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.models.base import ClassificationModel, Losses
+from cnnctl.ops.score_maps import Trunk
 from cnnctl.structures import Images, Predictions, Targets
 
 
@@ -46,6 +48,10 @@ class Linear(ClassificationModel):
         self.hinge = loss == "hinge"
         self.classifier = nn.Linear(in_channels * math.prod(size), num_classes)
 
+    def parts(self) -> tuple[Trunk, Sequence[nn.Module]]:
+        """The pixels are its map, and the matrix is a convolution as large as the input."""
+        return nn.Identity(), [self.classifier]
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.classifier(pixels.flatten(1))  # (N, C * H * W) -> (N, K)
 
@@ -56,7 +62,7 @@ class Linear(ClassificationModel):
         return {"hinge": hinge_loss(self(images.pixels).float(), targets.label)}
 
     def loss_and_predict(self, images: Images, targets: Targets) -> tuple[Losses, Predictions]:
-        if not self.hinge:
+        if not self.hinge or not self.testing.is_plain:
             return super().loss_and_predict(images, targets)
         return self.loss(images, targets), self.predict(images)
 
