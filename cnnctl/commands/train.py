@@ -169,7 +169,7 @@ def _prepare(
         val=trainer.load(val, augmentation, machine, processes, config.seed) if val else None,
         optimizer=build.optimizer(config),
         schedule=build.schedule(config),
-        evaluator=lambda: task.evaluator(val or train),
+        evaluator=task.evaluator,
         monitor=monitor,
         larger_is_better=task.metrics[monitor],
         seed=config.seed,

@@ -6,7 +6,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -141,11 +141,14 @@ class Journal:
         evaluator: Any,
         best: bool,
         model: Model,
+        on_train: Mapping[str, float] | None = None,
     ) -> None:
+        """An evaluation, and with it that of the training images where they were scored too."""
         if self._val is not None:
             self._val.close()
             self._val = None
         scalars = {f"val/{name}": value for name, value in metrics.items()}
+        scalars |= {f"on_train/{name}": value for name, value in (on_train or {}).items()}
         self._write({**self._place(total_steps), **scalars})
         if self.metrics is not None:
             self._say(metrics, best)

@@ -17,9 +17,11 @@ from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cnnctl.data.base import Dataset
 from cnnctl.data.loaders import Loader, Share
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.distributed import Processes
+from cnnctl.engine.inference import Watch as Watcher
 from cnnctl.engine.inference import evaluate, held_at_once
 from cnnctl.engine.journal import Journal
 from cnnctl.engine.machine import Machine, faults_explained
@@ -71,7 +73,7 @@ class Loop:
         describe: what makes a checkpoint describe itself: config, classes, versions.
         monitor: the metric that chooses best.pt.
         larger_is_better: which way ``monitor`` goes.
-        evaluator: makes a fresh evaluator.
+        evaluator: makes a fresh evaluator of a data set.
     """
 
     trainer: Trainer
@@ -82,7 +84,7 @@ class Loop:
     val: Loader | None
     optimizer: Callable[[Iterable[Any]], optim.Optimizer]
     schedule: Schedule
-    evaluator: Callable[[], Any]
+    evaluator: Callable[[Dataset], Any]
     monitor: str
     larger_is_better: bool
     seed: int
@@ -317,24 +319,16 @@ class Loop:
             self.journal.watched(self.progress.total_steps, self.watch.figures())
 
     def _evaluate_and_save(self, wanted: bool) -> None:
-        progress = self.progress
+        progress, trainer = self.progress, self.trainer
         progress.owed = True
         metric, best = None, self.val is None  # nothing to choose by: the newest is the best
         if wanted and self.val is not None:
             self._share_buffers()
-            evaluator = self.evaluator()
+            evaluator = self.evaluator(self.val.dataset)
             try:
-                metrics = evaluate(
-                    self.evaluated_model(),
-                    self.val.in_order(self._evaluated_at_once()),
-                    evaluator,
-                    self.machine,
-                    self.processes,
-                    self.journal.watch(
-                        len(self.val.dataset),
-                        self.stop if self.processes.world == 1 else StopFlag(),
-                    ),
-                )
+                on_train = self._score_training() if trainer.score_train else {}
+                watch = self.journal.watch(len(self.val.dataset), self._stop_within())
+                metrics = self._score(self.val, evaluator, watch)
             except (Stopped, UserError):  # an image that cannot be read costs no training
                 self._save(None, best=False)
                 raise
@@ -344,14 +338,33 @@ class Loop:
             if best:
                 progress.best, progress.best_step = metric, progress.total_steps
             progress.stale = 0 if better else progress.stale + 1
-            patience = self.trainer.patience
+            patience = trainer.patience
             progress.stopped_early = patience is not None and progress.stale >= patience
             self.journal.evaluated(
-                progress.total_steps, metrics, evaluator, best, self.evaluated_model()
+                progress.total_steps, metrics, evaluator, best, self.evaluated_model(), on_train
             )
         progress.owed = False
         self._save(metric, best=best)
         self._train_mode()
+
+    def _score(self, loader: Loader, evaluator: Any, watch: Watcher) -> dict[str, float]:
+        batches = loader.in_order(self._evaluated_at_once())
+        model = self.evaluated_model()
+        return evaluate(model, batches, evaluator, self.machine, self.processes, watch)
+
+    def _score_training(self) -> dict[str, float]:
+        """Metrics of the training images as they are, not augmented."""
+        stop = self._stop_within()
+
+        def watch(*_: Any) -> None:
+            if stop.signum is not None:
+                raise Stopped(stop.signum)
+
+        return self._score(self.train, self.evaluator(self.train.dataset), watch)
+
+    def _stop_within(self) -> StopFlag:
+        """What ends an evaluation half-way: one process alone may stop there."""
+        return self.stop if self.processes.world == 1 else StopFlag()
 
     def _train_mode(self) -> None:
         """Layers that this stage does not train stay as they are, running statistics included."""

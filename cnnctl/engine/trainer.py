@@ -67,6 +67,7 @@ class Trainer:
     learn_by_heart: int | None = None
     init: Init = "model"
     watch: bool = False
+    score_train: bool = False
     test: bool = True
     measure_speed: bool = False
     tensorboard: bool = True

@@ -100,7 +100,7 @@ def by_cnnctl(model: ClassificationModel, data: Noise, machine: Machine, directo
             groups, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
         ),
         schedule=Cosine(),
-        evaluator=lambda: ClassificationEvaluator(data.classes),
+        evaluator=lambda data: ClassificationEvaluator(data.classes),
         monitor="top1",
         larger_is_better=True,
         seed=0,

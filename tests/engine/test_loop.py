@@ -391,3 +391,26 @@ def test_a_log_that_fails_does_not_end_the_run(train, command, tmp_path, capsys,
     assert checkpoint.read(run / "last.pt")["progress"]["metrics_bytes"] > 0
     assert records(run)[0]["step"] == 3
     assert MetricsFile(run / "metrics.jsonl", 10**9).sync() < 10**9  # never padded with zeros
+
+
+def test_training_images_are_scored_beside_the_others_where_that_is_asked(
+    train, command, tmp_path, capsys
+):
+    settings = ("trainer.score_train=true", "trainer.steps=14")
+    assert train(tmp_path / "scored", *settings) == 0
+    assert train(tmp_path / "plain", settings[1]) == 0
+
+    def evaluations(run: Path) -> list[dict[str, float]]:
+        return [record for record in records(run) if "val/top1" in record]
+
+    scored, plain = evaluations(tmp_path / "scored"), evaluations(tmp_path / "plain")
+    own = [{k: v for k, v in record.items() if not k.startswith("on_train/")} for record in scored]
+    assert own == plain  # nothing else is another
+    assert {k for k in scored[0] if k.startswith("on_train/")} == {
+        f"on_train/{name}" for name in ("top1", "top5", "nll", "loss")
+    }
+    capsys.readouterr()
+    assert command("eval", f"checkpoint={tmp_path / 'scored' / 'last.pt'}", "split=train") == 0
+    written = json.loads((tmp_path / "scored" / "eval-train.json").read_text())
+    assert scored[-1]["on_train/top1"] == written["top1"]
+    assert scored[-1]["on_train/nll"] == pytest.approx(written["nll"], rel=1e-6)
