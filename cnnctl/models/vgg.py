@@ -81,6 +81,8 @@ class VGG(ClassificationModel):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if weights is not None and column not in _PUBLISHED:
             raise ValueError(f"there are no published weights of VGG {column}, only of A, B, D, E")
+        if weights == "IMAGENET1K_FEATURES":  # for pixels from 0 to 255, its dense layers are NaN
+            raise ValueError(f'weights "{weights}" have no dense layers: take IMAGENET1K_V1')
         self.features = nn.Sequential(*_convolutions(in_channels, column, norm))
         height, width = map_size(self.features, size, "VGG")
         layers = [

@@ -111,5 +111,7 @@ def test_refuses():
         VGG(3, 10, (32, 32), "F")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no published weights of VGG C, only of A, B, D, E"):
         VGG(3, 10, (32, 32), "C", weights="IMAGENET1K_V1")
+    with pytest.raises(ValueError, match='_FEATURES" have no dense layers: take IMAGENET1K_V1'):
+        VGG(3, 1000, (224, 224), weights="IMAGENET1K_FEATURES")
     with pytest.raises(ValueError, match="units must be at least 1, got 0"):
         VGG(3, 10, (32, 32), units=0)
