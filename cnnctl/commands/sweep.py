@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from cnnctl import compose
 from cnnctl.commands import jobs
 from cnnctl.commands.combinations import config_loader, list_jobs
+from cnnctl.commands.error_curves import draw_errors
 from cnnctl.commands.jobs import Job, Result
 from cnnctl.commands.launch import PLAN, STOP, Launch, launcher, stopping
 from cnnctl.engine.checkpoint import disk_error
@@ -141,6 +142,8 @@ def _sweep(plan: list[Job], directory: Path, launch: Launch, flag: StopFlag, aga
     jobs.show_table(console, "sweep", results)
     if (picture := draw_speed(results, directory)) is not None:
         console.say(f"accuracy over time: {picture}")
+    if (picture := draw_errors(results, directory)) is not None:
+        console.say(f"errors by epoch: {picture}")
     if any(job.config["trainer"]["tensorboard"] for job in plan):
         console.say(f"compare: tensorboard --logdir {shlex.quote(str(directory))}")
     console.say(f"sweep: {directory}")
