@@ -179,6 +179,8 @@ def explain(
 
 def _unknown_key(key: str, primary: str, overrides: list[str], config_dir: str | None) -> UserError:
     options = [text for text in overrides if text.partition("=")[0] in groups()]
+    if options == overrides:  # one of their files names it, and would again
+        raise UserError("unknown key, in a configuration file", field=key, file=config_dir)
     try:
         base = _compose(primary, options, config_dir)
     except UserError:  # an option is wrong too; this one is said first

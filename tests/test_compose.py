@@ -64,6 +64,15 @@ def test_a_folder_of_ones_own(tmp_path):
     assert compose.choices(config)["model"] == "wide"
 
 
+def test_a_file_that_overrides_what_is_not_there(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    own = "# @package _global_\n# Own\ndefaults:\n  - override /nothing: x\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(own)
+    with pytest.raises(UserError, match="unknown key, in a configuration file") as caught:
+        compose.compose("train", ["experiment=own"], str(tmp_path))
+    assert caught.value.field == "nothing"
+
+
 def test_override_of_a_checkpoints_configuration():
     plain = OmegaConf.to_container(composed("model=mlp", "optimizer.lr=0.3"))
     assert isinstance(plain, dict)

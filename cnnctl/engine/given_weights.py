@@ -181,6 +181,8 @@ def take(model: Model, given: Given, classes: Sequence[str], key: str) -> Taken:
             advice="name the weights of this very network",
             code=Exit.CHECKPOINT,
         )
+    place = {name: index for index, name in enumerate(own)}
+    taken.loaded.sort(key=place.__getitem__)  # files may have another order
     known = {*taken.loaded, *taken.rebuilt, *taken.adapted}
     for name in (name for name in own if name not in known):
         in_head = name.rpartition(".")[0] in heads
