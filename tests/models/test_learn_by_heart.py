@@ -20,7 +20,7 @@ FOR_GPUS = {"ssd300", "ssd512", "ssdlite", "yolo_v1"}
 ONE_OBJECT = {"localisation", "pose_regression"}  # in an image
 # A scene of 96 pixels has 6 x 6 positions on a map of stride 16, fewer than R-FCN's bins need.
 MORE = {"rfcn": ("data.size=192",)}
-STEPS = {"rfcn": 200, "faster_rcnn_c4": 160, "mask_rcnn_c4": 160}  # others: 120
+STEPS = {"rfcn": 200, "retinanet": 200, "faster_rcnn_c4": 160, "mask_rcnn_c4": 160}  # others: 120
 # The task that asks most of a network, and the metric to learn by.
 TASKS = (
     (InstanceModel, "instance", "coco_mask_ap50"),
