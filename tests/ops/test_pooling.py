@@ -21,7 +21,6 @@ def test_l2_pooling_is_the_root_of_squares():
 
 
 def test_l2_pooling_is_torchs():
-    """But for a gradient at zero, where torch's is not a number."""
     values = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(L2Pool2d(3, 2)(values), nn.LPPool2d(2, 3, 2)(values))
 
