@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.engine import checkpoint
+from cnnctl.engine.initialisation import Init, initialise
 from cnnctl.engine.loop import Loop
 from cnnctl.engine.watch import Watch
 
@@ -126,3 +127,22 @@ def test_resumed_and_watched_from_there(plain, train, command, tmp_path, monkeyp
 def test_watch_and_compile_do_not_go_together(train, tmp_path, capsys):
     assert train(tmp_path / "run", "trainer.watch=true", "trainer.compile=true") == 2
     assert "watch looks into the network" in capsys.readouterr().err
+
+
+def test_gradients_that_vanish_show():
+    """Ten sigmoid layers started at random: each takes its share; ReLU with He's start keeps it."""
+    ratios: dict[Init, float] = {}
+    ways: list[tuple[type[nn.Module], Init]] = [(nn.Sigmoid, "xavier"), (nn.ReLU, "he")]
+    for kind, how in ways:
+        torch.manual_seed(0)
+        net = nn.Sequential(*(layer for _ in range(10) for layer in (nn.Linear(64, 64), kind())))
+        initialise(net, how)
+        watch = Watch(net)
+        with watch.forward():
+            loss = net(torch.randn(32, 64)).square().mean()
+        loss.backward()
+        watch.gradients()
+        found = watch.figures()
+        ratios[how] = found["gradient/0"] / found["gradient/18"]
+    assert ratios["xavier"] < 1e-4
+    assert 0.3 < ratios["he"] < 30
