@@ -61,10 +61,10 @@ class InceptionV3(ClassificationModel):
         super().__init__()
         if auxiliary < 0:
             raise ValueError(f"auxiliary must be at least 0, got {auxiliary}")
-        require("Inception v3", size, _LEAST)
         if auxiliary:
             name = "Inception v3 with its auxiliary head (auxiliary=0 has none)"
             require(name, size, _LEAST_WITH_HEAD)
+        require("Inception v3", size, _LEAST)
         network = torchvision_classifier(
             *("inception_v3", in_channels, num_classes, weights, classes),
             heads=_class_layers(auxiliary),
