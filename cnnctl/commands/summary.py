@@ -17,6 +17,7 @@ from cnnctl.engine import checkpoint
 from cnnctl.engine.console import Console
 from cnnctl.engine.journal import show, shown
 from cnnctl.engine.loop import Loop
+from cnnctl.models.base import GradientStage
 
 # What TensorBoard's table compares runs by: groups with all their keys, and some of the trainer's.
 COMPARED = (
@@ -58,6 +59,9 @@ def announce(
         ("machine", f"{loop.machine.describe()}, {loop.processes.world} process(es)"),
         ("run", str(directory)),
     ]
+    if not any(isinstance(stage, GradientStage) for stage in loop.model.stages()):
+        rows = [row for row in rows if row[0] not in ("optimizer", "steps")]
+        rows.insert(-2, ("training", "all images are fitted at once, without gradients"))
     console.facts([row for row in rows if row[1]])
     rebuilt = loop.model.rebuilt
     if rebuilt and request.resumed is None and build.source(config) is None:
@@ -112,7 +116,7 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
         rows.insert(0, (f"best {split} {loop.monitor}", f"{best} at step {progress.best_step}"))
     seconds, speed = time.monotonic() - started, loop.journal.mean_speed()
     title = "time" if request.resumed is None else "time since resuming"
-    rows += [(title, f"{seconds:.1f} s"), ("training", f"{speed:,.0f} images/s")]
+    rows += [(title, f"{seconds:.1f} s"), *[("training", f"{speed:,.0f} images/s")] * (speed > 0)]
     if not loop.processes.first:
         return
     summary = {

@@ -101,6 +101,7 @@ class VisualWords(ClassificationModel):
     def find_words(self, batches: Iterator[Batch]) -> None:
         """k-means among descriptors that are drawn from all images, each as likely as any other."""
         from sklearn.cluster import MiniBatchKMeans
+        from threadpoolctl import threadpool_limits
 
         generator = torch.Generator().manual_seed(self.seed)
         drawn, lots = torch.empty(0, _DESCRIPTOR), torch.empty(0)
@@ -111,7 +112,8 @@ class VisualWords(ClassificationModel):
             drawn = torch.cat([drawn, found])[kept]
         count = min(len(self.words), len(drawn))
         means = MiniBatchKMeans(count, batch_size=4096, n_init=1, random_state=self.seed)  # pyright: ignore[reportArgumentType]
-        means.fit(drawn.numpy())
+        with threadpool_limits(torch.get_num_threads()):  # scikit-learn has its own
+            means.fit(drawn.numpy())
         self.words.fill_(_OUT_OF_REACH)
         self.words[:count] = torch.from_numpy(means.cluster_centers_).to(self.words)
 

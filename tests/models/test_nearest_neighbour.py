@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from cnnctl.data.loaders import Normalize
-from cnnctl.errors import UserError
+from cnnctl.errors import Exit, UserError
 from cnnctl.models import nearest_neighbour
 from cnnctl.models.nearest_neighbour import NearestNeighbour, voted
 from cnnctl.structures import Batch, Images, Targets
@@ -114,3 +116,23 @@ def test_more_neighbours_than_images_is_one_sentence():
 def test_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         NearestNeighbour(1, 10, (8, 8), (0.5,), (0.5,), **change)
+
+
+def test_a_run_from_the_command_line(command, capsys, tmp_path):
+    """Remembered, scored, taken up again from the checkpoint, and refused where k is too large."""
+    run, quiet = tmp_path / "run", ("trainer.tensorboard=false", "trainer.threads=1")
+    model = ("model=nearest_neighbour", "model.k=3", *quiet)
+    assert command("train", *model, f"hydra.run.dir={run}") == 0
+    out = capsys.readouterr().out
+    assert "fitted at once, without gradients" in out
+    assert "images/s  *" in out
+    assert "steps" not in out
+    assert command("eval", f"checkpoint={run}") == 0
+    written = json.loads((run / "eval-test.json").read_text())
+    assert written["top1"] == json.loads((run / "summary.json").read_text())["test"]["top1"] > 0.98
+    capsys.readouterr()
+    assert command("train", f"resume={run}") == 0
+    assert "already complete" in capsys.readouterr().out
+    many = ("model.k=2000", f"hydra.run.dir={tmp_path / 'many'}")
+    assert command("train", *model, *many) == Exit.CONFIG
+    assert "model.k: is 2000, and there are only 1078" in capsys.readouterr().err
