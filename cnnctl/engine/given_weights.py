@@ -100,7 +100,8 @@ def read(source: str) -> Given:
     held = checkpoint.read_tensors(path, legacy=True)
     if isinstance(held, dict) and "format" in held and "config" in held:
         state = checkpoint.read(path)
-        return Given(path, weights(state), tuple(state["classes"]), own=True)
+        classes = state["classes"]
+        return Given(path, weights(state), tuple(classes) if classes else None, own=True)
     for name in NESTED:
         if isinstance(held, dict) and isinstance(held.get(name), Mapping):
             held = held[name]
