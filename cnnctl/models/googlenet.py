@@ -1,8 +1,8 @@
 """GoogLeNet: Szegedy, Liu, Jia et al., "Going deeper with convolutions", arXiv:1409.4842, table 1
 and figure 3. Aims at the 10.07 % top-5 error on ImageNet of one network and one crop (table 3).
 
-Differs from the paper: weights start as in He et al., arXiv:1502.01852 (the paper does not say
-how); the constants of the local response normalisation are those of Krizhevsky et al. (NIPS 2012),
+Differs from the paper: weights start as in He et al., arXiv:1502.01852, and small in the layers that
+name the classes (the paper does not say how); the constants of the local response normalisation are those of Krizhevsky et al. (NIPS 2012),
 which the paper leaves open. torchvision's variant is model=googlenet_tv.
 """
 
@@ -79,6 +79,8 @@ class GoogLeNet(ClassificationModel):
                 )
                 self.heads.append(_head(width, (h, w), num_classes))
         self.apply(_initialise)
+        for name in self.class_layers():  # so that at first all classes are about equally likely
+            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.01)
 
     def class_layers(self) -> tuple[str, ...]:
         return ("classifier.1", *(f"heads.{i}.7" for i in range(len(self.heads))))

@@ -107,6 +107,14 @@ def test_auxiliary_heads_weigh_three_tenths_in_training_only():
         torch.testing.assert_close(model(pixels), model.outputs(pixels)[0])
 
 
+def test_every_class_is_about_equally_likely_at_first():
+    torch.manual_seed(0)
+    model = GoogLeNet(3, 10, (79, 79)).eval()
+    with torch.no_grad():
+        probabilities = model(torch.randn(2, 3, 79, 79)).softmax(1)
+    assert ((probabilities > 0.05) & (probabilities < 0.2)).all()
+
+
 def test_heads_see_pooled_maps_of_4a_and_4d(whole):
     pools = [head.get_submodule("0") for head in whole.heads]
     assert [pool(torch.zeros(1, 1, 14, 14)).shape[2:] for pool in pools] == [(4, 4), (4, 4)]
