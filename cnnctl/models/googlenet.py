@@ -1,9 +1,10 @@
 """GoogLeNet: Szegedy, Liu, Jia et al., "Going deeper with convolutions", arXiv:1409.4842, table 1
 and figure 3. Aims at the 10.07 % top-5 error on ImageNet of one network and one crop (table 3).
 
-Differs from the paper: weights start as in He et al., arXiv:1502.01852, and small in the layers that
-name the classes (the paper does not say how); the constants of the local response normalisation are those of Krizhevsky et al. (NIPS 2012),
-which the paper leaves open. torchvision's variant is model=googlenet_tv.
+Differs from the paper: weights start as in He et al., arXiv:1502.01852, and small in the layers
+that name the classes (the paper does not say how); the constants of the local response
+normalisation are those of Krizhevsky et al. (NIPS 2012), which the paper leaves open. torchvision's
+variant is model=googlenet_tv.
 """
 
 from __future__ import annotations
