@@ -192,7 +192,7 @@ class Ask:
         ("a=range(0.5,2,0.5)", "one of ['0.5', '1.0', '1.5']"),
         ("a=range(3,0,-1)", "one of ['3', '2', '1']"),
         ("a=x,'y z'", "one of ['x', \"'y z'\"]"),
-        ("model=glob([le*,li*])", "one of ['lenet', 'linear']"),
+        ("model=glob([lenet,li*])", "one of ['lenet', 'linear']"),
     ],
 )
 def test_hydras_grammar_means_what_it_says(text, asked):
