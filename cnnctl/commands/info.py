@@ -56,8 +56,9 @@ def table(layers: Layers, title: str) -> Table:
 
 def totals(layers: Layers) -> list[str]:
     """What the whole network costs, each figure with its unit."""
+    unused = f", {layers.unused:,} of them for training alone" if layers.unused else ""
     return [
-        f"parameters   {layers.parameters:,} ({scaled(layers.parameters)})",
+        f"parameters   {layers.parameters:,} ({scaled(layers.parameters)}){unused}",
         f"FLOPs        {scaled(layers.flops)} an image, forward (convolutions, matrix products);"
         f" 1 multiply-add = 2 FLOPs: {scaled(layers.flops / 2)} multiply-adds",
         f"activations  {scaled(layers.activation_bytes)}B an image, forward (float32)",

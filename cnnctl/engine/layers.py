@@ -50,12 +50,14 @@ class Layers:
         flops: of one image, forward.
         activation_bytes: of all intermediate results of one image, float32; those that are views
             or were computed in place take nothing. Training keeps about as much.
+        unused: parameters of layers that ``predict`` leaves out (auxiliary heads).
     """
 
     rows: list[Row]
     parameters: int
     flops: int
     activation_bytes: int
+    unused: int = 0
 
 
 @torch.no_grad()
@@ -77,7 +79,22 @@ def layer_table(model: Model, in_channels: int, size: tuple[int, int]) -> Layers
         model.predict(Images(pixels, [size], [size]))
         flops = counter.get_total_flops()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Layers(rows, parameters, flops, tracker.activation_bytes)
+    return Layers(rows, parameters, flops, tracker.activation_bytes, _unused(model, rows))
+
+
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that have rows, by name."""
+    for name, module in model.named_modules():
+        if not any(module.children()) and not isinstance(module, (nn.Identity, nn.Sequential)):
+            yield name, module
+
+
+def _unused(model: nn.Module, rows: list[Row]) -> int:
+    called = {row.name for row in rows}
+    own = {name: list(module.parameters(recurse=False)) for name, module in _leaves(model)}
+    used = {id(parameter) for name in called for parameter in own[name]}
+    rest = {id(p): p.numel() for name in own.keys() - called for p in own[name]}
+    return sum(count for key, count in rest.items() if key not in used)
 
 
 def _hooks(
@@ -113,9 +130,7 @@ def _hooks(
             )
         )
 
-    for name, module in model.named_modules():
-        if any(module.children()) or isinstance(module, (nn.Identity, nn.Sequential)):
-            continue
+    for name, module in _leaves(model):
         yield module.register_forward_pre_hook(enter)
         yield module.register_forward_hook(
             lambda module, inputs, output, name=name: leave(name, module, inputs, output)
