@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cnnctl.engine.log import Board
@@ -72,7 +73,12 @@ class Album:
     def evaluation(self, evaluator: Any, model: Model, step: int, best: bool) -> None:
         """Draw the evaluation that has just ended, or hold it in case it is the last."""
         kept = self._kept
-        self._held = (lambda: self._draw_evaluation(kept, evaluator, model)), step
+
+        def pictures() -> Pictures:
+            with _as_evaluated(model):
+                return self._draw_evaluation(kept, evaluator, model)
+
+        self._held = pictures, step
         if self._next is None or (best and self._clock() >= self._next):
             self.finish()
 
@@ -99,3 +105,17 @@ class Album:
             return
         for name, picture in drawn.items():
             self.board.picture(name, picture, step)
+
+
+@contextlib.contextmanager
+def _as_evaluated(model: Model) -> Iterator[None]:
+    """A picture may ask the model: in train mode that would move its running statistics, and the
+    weights that are saved would not be those that were scored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -53,7 +53,7 @@ def evaluate(book: Album, step: int, best: bool, counts=(10,)) -> None:
         batch = batch_of(first, count)
         book.keep(batch, Predictions(log_probs=batch.images.pixels.flatten(1)))
         first += count
-    book.evaluation(None, cast(Any, None), step, best)
+    book.evaluation(None, cast(Any, torch.nn.Identity()), step, best)
 
 
 def test_first_then_new_best_ones_seldom_then_the_last():
@@ -190,3 +190,20 @@ def test_a_resumed_run_keeps_the_point_it_stopped_at(train, command, tmp_path, c
     assert 12 in lost
     assert 14 in lost
     assert 15 in lost
+
+
+def test_a_picture_that_asks_the_model_leaves_it_as_it_was():
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1).eval())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def draw(kept, evaluator, model):
+        assert not any(module.training for module in model.modules())
+        return {"pic": model(torch.arange(4.0)[:, None]).expand(4, 3)[None]}
+
+    board = Pad()
+    book = Album(board, lambda batch: {}, draw, Clock())
+    book.begin(1)
+    book.evaluation(None, cast(Any, network), 1, best=True)
+    assert board.drawn == [("pic", 1)]
+    assert [module.training for module in network.modules()] == [True, True, False]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
