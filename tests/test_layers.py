@@ -19,7 +19,13 @@ PACKAGE = Path(cnnctl.__file__).parent
 BASE = {"errors", "structures", "randomness", "skeleton"}
 # What draws for a task; these may use each other, and no two of them in a circle (below).
 DRAWING = {"anchor_pictures", "box_marks", "box_pictures", "chart_pictures", "detection_charts"}
-DRAWING |= {"instance_mistakes", "instance_pictures", "layer_pictures", "mask_pictures"}
+DRAWING |= {
+    "curve_pictures",
+    "instance_mistakes",
+    "instance_pictures",
+    "layer_pictures",
+    "mask_pictures",
+}
 DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks"}
 MAY_IMPORT = {
     "errors": set(),

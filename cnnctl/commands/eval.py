@@ -243,8 +243,6 @@ def write_scores(directory: Path, split: str, scores: Scores) -> list[Path]:
     Where other programs score such predictions, predictions-<split>.json too; where the task draws
     them and there are some, the images with the most mistakes as mistakes-<split>.png.
     """
-    from PIL import Image
-
     path = directory / f"eval-{split}.json"
     details = scores.evaluator.details()
     record = {"split": split, "images": scores.images, **scores.metrics, **details}
@@ -256,6 +254,8 @@ def write_scores(directory: Path, split: str, scores: Scores) -> list[Path]:
         checkpoint.write_whole(written[-1], f"[{lines}]\n".encode())
     picture = None if scores.mistakes is None else scores.mistakes()
     if picture is not None:
+        from PIL import Image
+
         written.append(directory / f"mistakes-{split}.png")
         encoded = io.BytesIO()
         Image.fromarray(picture.numpy()).save(encoded, "PNG")

@@ -71,7 +71,9 @@ def test_boxes_by_hand():
     instances = torch.zeros(1, 5, 6, dtype=torch.uint8)
     instances[0, 1:3, 2:5] = 1
     instances[0, 2, 2] = 3
-    scenes = Scenes(torch.zeros(1, 3, 5, 6), instances, torch.tensor([[7, 4, 0]]), torch.zeros(1, 3, 5))
+    scenes = Scenes(
+        torch.zeros(1, 3, 5, 6), instances, torch.tensor([[7, 4, 0]]), torch.zeros(1, 3, 5)
+    )
     boxes, visible = scenes.boxes()
     assert visible.tolist() == [[5, 0, 1]]
     assert boxes.tolist() == [[[2, 1, 5, 3], [0, 0, 0, 0], [2, 2, 3, 3]]]

@@ -41,7 +41,9 @@ def test_points_are_read_in_order_and_boxed(tmp_path: Path, data: DigitPoints):
     assert found.boxes[1].tolist() == [[0, 0, 3, 3], [1, 2, 9, 12.5]]
     assert found.labels.tolist() == [[3, -1], [3, 3], [-1, -1]]
     assert not found.keypoints[2].any()
-    assert read(tmp_path, data).predictions(0, 3).keypoints.shape == (3, 0, 5, 3)
+    keypoints = read(tmp_path, data).predictions(0, 3).keypoints
+    assert keypoints is not None
+    assert keypoints.shape == (3, 0, 5, 3)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,9 @@ class Recorded(Model):
             pad_sequence([torch.from_numpy(c[own]) for own in rows], True, outside)
             for c, outside in ((data.found, 0), (data.scores, 0), (data.truth["labels"], -1))
         ]
-        return self.loss(images, targets), Predictions(None, None, *columns)
+        boxes, scores, labels = columns
+        found = Predictions(boxes=boxes, scores=scores, labels=labels)
+        return self.loss(images, targets), found
 
 
 def as_files(data: Scenes) -> tuple[dict[str, Any], list[dict[str, Any]]]:

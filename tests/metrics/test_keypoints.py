@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def pycocotools_stats(figures: Figures, images: int, sigmas, classes: int) -> np
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, there = COCO(), figures.truth
+        truth: Any = COCO()
+        there = figures.truth
         truth.dataset = {
             "info": {},
             "images": [{"id": i} for i in range(images)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,8 @@ def test_results_are_scored_by_pycocotools_with_the_same_figures():
 
     evaluator = scored(slice(None))
     results = evaluator.results([3, 8], [10 * n for n in range(IMAGES)])
-    truth, there = COCO(), evaluator.rows().truth
+    truth: Any = COCO()
+    there = evaluator.rows().truth
     truth.dataset = {
         "info": {},
         "images": [{"id": 10 * n} for n in range(IMAGES)],

@@ -136,6 +136,8 @@ def test_a_region_learns_the_points_of_its_own_figure(small, monkeypatch):
         return torch.zeros(len(boxes), 5, SIDE, SIDE)
 
     monkeypatch.setattr(small, "point_logits", logits)
+    assert targets.boxes is not None
+    assert targets.labels is not None
     truth = Truth(targets.boxes, targets.labels, None, targets.keypoints)
     loss = small.losses(None, images, truth)["keypoint"]
     torch.testing.assert_close(loss, torch.tensor(float(SIDE * SIDE)).log())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +19,21 @@ from torch import Tensor
 from cnnctl.randomness import Draw
 from cnnctl.structures import IGNORE, Images, Targets
 
-if TYPE_CHECKING:
-    from cnnctl.data.augmentations.shown import Shown
-
 UNSIZED = 224  # the side of the input where neither the user nor the data sets one
 RESIZE_BYTES = 1 << 26  # of pixels that `resident` resizes at a time
 
 
 Truth = dict[str, Any]  # of one sample: label, mask (h, w) uint8, and so on
+
+
+class Shown(Protocol):
+    """How images are shown to an evaluation that looks at more than the network's input."""
+
+    def resident(self, pixels: Tensor) -> Tensor: ...
+
+    def sample(self, image: Tensor) -> Tensor: ...
+
+    def own(self, image: Tensor) -> Tensor: ...
 
 
 class Augmentation:

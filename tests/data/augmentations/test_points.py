@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,10 +53,10 @@ def batch(count: int) -> tuple[Images, Targets]:
 def test_points_stay_on_what_they_mark(pipeline):
     """What was drawn at a point is there afterwards; a mirror exchanges the channels too."""
     assert "keypoints" in pipeline.moves
-    flip = {} if pipeline is Augmentation else {"flip": True}
-    own = {"colour": False} if pipeline is Ssd else {}
+    own: dict[str, Any] = {} if pipeline is Augmentation else {"flip": True}
+    own |= {"colour": False} if pipeline is Ssd else {}
     own |= {"exposure": 1.0, "saturation": 1.0} if pipeline in (Yolo, Mosaic) else {}
-    augmentation = pipeline(num_classes=1, mirror=True, native=(SIDE, SIDE), **flip, **own)
+    augmentation = pipeline(num_classes=1, mirror=True, native=(SIDE, SIDE), **own)
     images, targets = augmentation.batch(*batch(48), Draw(0, 0, torch.arange(48)))
     points, labels = targets.keypoints, targets.labels
     assert points is not None
@@ -139,6 +141,7 @@ def test_points_are_scaled_with_their_image_and_padded_in_a_batch():
     padded = collate(samples).targets
     assert padded.keypoints is not None
     assert padded.keypoints.sum((1, 2, 3)).tolist() == [0, 9, 18]
+    assert padded.swap is not None
     assert torch.equal(padded.swap, SWAP.expand(3, -1))
 
 
