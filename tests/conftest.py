@@ -146,6 +146,37 @@ def tasks_of() -> Callable[[str], list[str]]:
 
 
 @pytest.fixture(scope="session")
+def stands_for() -> Callable[[str], str]:
+    """Option of ``model`` -> the one that stands for all whose networks are of its class and on
+    its kind of backbone: the one with the shortest name. The others only have other numbers."""
+    import yaml
+
+    from cnnctl import compose
+
+    folder = compose.conf_dir() / "model"
+
+    @functools.cache
+    def kind(name: str) -> tuple[str, str]:
+        node = yaml.safe_load((folder / f"{name}.yaml").read_text()) or {}
+        target, backbone = node.get("model", node).get("_target_", ""), ""
+        for line in node.get("defaults", ()):
+            if isinstance(line, str):
+                above = kind(line)
+                target, backbone = target or above[0], above[1]
+        for line in node.get("defaults", ()):
+            if isinstance(line, dict) and "override /backbone" in line:
+                backbone = line["override /backbone"].rstrip("0123456789")
+        return target, backbone
+
+    @functools.cache
+    def stands_for(model: str) -> str:
+        alike = [name for name in compose.groups()["model"] if kind(name) == kind(model)]
+        return min(alike, key=lambda name: (len(name), name))
+
+    return stands_for
+
+
+@pytest.fixture(scope="session")
 def cnnctl() -> Cnnctl:
     """``cnnctl`` in a process of its own."""
 

@@ -33,8 +33,22 @@ def of_task(task: str) -> tuple[str, tuple[str, ...], Any, tuple[str, ...]]:
     return compose.choices(config)["data"], fields, build.facts(settings), few
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model(model, tasks_of, stands_for, capsys, monkeypatch, tmp_path):
+    if model != stands_for(model):
+        pytest.skip(f"as {stands_for(model)}, with other numbers: under slow")
+    tells(model, tasks_of(model), capsys, monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in MODELS if not name.endswith(("110", "1202"))])
-def test_every_model(model, tasks_of, capsys, monkeypatch, tmp_path):
+def test_every_other_model(model, tasks_of, stands_for, capsys, monkeypatch, tmp_path):
+    if model == stands_for(model):
+        pytest.skip("told in the default run")
+    tells(model, tasks_of(model), capsys, monkeypatch, tmp_path)
+
+
+def tells(model: str, tasks: list[str], capsys, monkeypatch, tmp_path) -> None:
     """For each task that it does, on that task's own data."""
     monkeypatch.setenv("CNNCTL_DATA", str(tmp_path / "absent"))
     build_model = build.model
@@ -43,7 +57,7 @@ def test_every_model(model, tasks_of, capsys, monkeypatch, tmp_path):
         with torch.device("meta"):
             return build_model(*arguments)
 
-    for task in tasks_of(model):
+    for task in tasks:
         own, fields, data, few = of_task(task)
         with monkeypatch.context() as patch:
             if not {"boxes", "points"} & set(fields):  # how many there are depends on the pixels

@@ -106,23 +106,26 @@ def is_large(config: DictConfig, task: str) -> bool:
     return sum(1 for _ in model.modules()) > LARGE or weights * h * w > COSTLY
 
 
-def trained_unless(large: bool, model: str, tasks: list[str], folder: Path) -> None:
+def trained_unless(
+    left_to_slow: bool, model: str, first: str, tasks: list[str], folder: Path
+) -> None:
     for task in tasks:
         config, _ = composed(f"task={task}", f"model={model}")
-        if is_large(config, task) == large:
-            pytest.skip("small: trained in the default run" if not large else "large: under slow")
+        if (model != first or is_large(config, task)) == left_to_slow:
+            here = f"large, or of the class of {first}: trained under slow"
+            pytest.skip(here if left_to_slow else "trained in the default run")
         trains_predicts_and_comes_back(config, few(task), folder / task)
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_model_trains_predicts_and_comes_back(model, tasks_of, tmp_path):
-    trained_unless(True, model, tasks_of(model), tmp_path)
+def test_every_model_trains_predicts_and_comes_back(model, tasks_of, stands_for, tmp_path):
+    trained_unless(True, model, stands_for(model), tasks_of(model), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_large_model_does_so_too(model, tasks_of, tmp_path):
-    trained_unless(False, model, tasks_of(model), tmp_path)
+def test_every_other_model_does_so_too(model, tasks_of, stands_for, tmp_path):
+    trained_unless(False, model, stands_for(model), tasks_of(model), tmp_path)
 
 
 def serves_a_classifier_unless(large: bool, backbone: str, folder: Path) -> None:
@@ -347,10 +350,20 @@ def task_of_option(group: str, name: str) -> str:
     ("group", "name"), options("augmentation", "optimizer", "schedule", "debug")
 )
 def test_every_option_runs_and_resumes(group, name, command, tmp_path):
-    if group == "augmentation" and not target_of(group, name):  # another option by its task's name
-        tasks_of_augmentation(name)
-        return
+    if group == "augmentation":
+        # One that is another by its task's name is seen there; large networks take their time.
+        tasks = tasks_of_augmentation(name)
+        if not target_of(group, name) or "classify" not in tasks:
+            return
     runs_and_resumes(group, name, command, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for _, name in options("augmentation")])
+def test_every_augmentation_of_a_dense_task_does_so_too(name, command, tmp_path):
+    if "classify" in tasks_of_augmentation(name):
+        pytest.skip("run in the default run")
+    runs_and_resumes("augmentation", name, command, tmp_path)
 
 
 @pytest.mark.slow
