@@ -183,11 +183,12 @@ def take(model: Model, given: Given, classes: Sequence[str], key: str) -> Taken:
             code=Exit.CHECKPOINT,
         )
     place = {name: index for index, name in enumerate(own)}
-    taken.loaded.sort(key=place.__getitem__)  # files may have another order
     known = {*taken.loaded, *taken.rebuilt, *taken.adapted}
     for name in (name for name in own if name not in known):
         in_head = name.rpartition(".")[0] in heads
         (taken.rebuilt if in_head else taken.fresh).append(name)
+    for names in (taken.loaded, taken.rebuilt):  # files may have another order
+        names.sort(key=place.__getitem__)
     model.load_state_dict(fitting, strict=False)
     return taken
 

@@ -177,8 +177,10 @@ def stopped_and_resumed(train, command, directory, overrides, moment, *resuming)
         *(("segment", moment) for moment in ("step 11", "signal in evaluation 2", "evaluated 1")),
         *(("segment_files", moment) for moment in ("step 11", "signal 5")),
         ("detect", "step 4"),
-        *(("instance", moment) for moment in ("step 4", "evaluation 1")),
-        *(("detect_files", moment) for moment in ("step 4", "signal in evaluation 1")),
+        ("instance", "step 4"),
+        ("detect_files", "step 4"),
+        pytest.param("instance", "evaluation 1", marks=pytest.mark.slow),
+        pytest.param("detect_files", "signal in evaluation 1", marks=pytest.mark.slow),
     ],
 )
 def test_ends_as_if_never_interrupted(
