@@ -163,10 +163,11 @@ def transfer_class(config: DictConfig) -> type[Transfer]:
     return target(config, "transfer")
 
 
-def published(config: DictConfig) -> str | None:
-    """The published weights that the model or its backbone is built with, by name."""
-    named = [config[group][key] for group, key in _weight_keys(config)]
-    return next((str(name) for name in named if name is not None), None)
+def published(config: DictConfig) -> tuple[str, bool] | None:
+    """The published weights that the model or its backbone is built with, by name; and whether
+    they are the whole network's."""
+    named = [(config[one[0]][one[1]], one == ("model", "weights")) for one in _weight_keys(config)]
+    return next(((str(name), whole) for name, whole in named if name is not None), None)
 
 
 def with_published_weights(config: DictConfig) -> DictConfig:

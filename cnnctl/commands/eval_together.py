@@ -47,6 +47,8 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     """
     console = Console()
     paths = [checkpoint.find(str(where)) for where in settings.checkpoint]
+    if not paths:
+        raise UserError("names none", field="checkpoint", advice="checkpoint=[run1,run2]")
     members = [_member(path, settings, overrides, config_dir) for path in paths]
     for path in paths:
         console.say(f"checkpoint: {path}")
@@ -102,6 +104,13 @@ def _require_alike(members: Sequence[Member]) -> None:
         if member.classes != first.classes:
             problem = f"has classes {member.classes}, and the first has {first.classes}"
             raise UserError(problem, file=member.path, field="checkpoint", code=Exit.DATA)
+        if member.config.trainer.learn_by_heart != first.config.trainer.learn_by_heart:
+            raise UserError(
+                "was trained by heart on other images than the first",
+                file=member.path,
+                field="checkpoint",
+                advice="give all the same: trainer.learn_by_heart=null",
+            )
         for group in ("data", "task"):
             own, its = (compose.flat(_plain(one.config[group])) for one in (member, first))
             unlike = sorted({key for key, _ in set(map(_entry, own)) ^ set(map(_entry, its))})

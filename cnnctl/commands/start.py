@@ -29,7 +29,7 @@ def start(
     """
     taken = None
     if published := build.published(config):
-        taken = given_weights.of_published(model, published)
+        taken = given_weights.of_published(model, *published)
     initialise(model, build.trainer(config).init, set(taken.loaded) if taken else set())
     source = build.source(config)
     if source is None:

@@ -42,6 +42,7 @@ class COCOBoxes(COCOSplit):
 
     fields: ClassVar[tuple[str, ...]] = ("boxes",)
     uses = ("bbox",)
+    wanted: ClassVar[str] = "box"  # in the sentence where there is none
     uses_of_own = ("flat",)
 
     def __init__(
@@ -71,7 +72,7 @@ class COCOBoxes(COCOSplit):
         self.table = np.array([number.get(name, -1) for name in known], np.int64)
         if not (self._labels() >= 0).any():
             raise UserError(
-                "holds no box of the classes that are to be found, or only crowds",
+                f"holds no {self.wanted} of the classes that are to be found, or only crowds",
                 file=printable(self.file),
                 advice="data.classes=[...] chooses among its categories",
                 code=Exit.DATA,

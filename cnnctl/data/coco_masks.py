@@ -30,6 +30,7 @@ class COCOMasks(COCOBoxes):
     ``COCOBoxes`` for the arguments.
     """
 
+    wanted = "mask of a pixel or more"
     fields: ClassVar[tuple[str, ...]] = ("boxes", "masks")
     uses = ("bbox",)
     uses_of_own = ("flat", "segmentation")

@@ -51,12 +51,18 @@ class Objects:
         return slice(top, bottom), slice(left, right)
 
 
+_MOST = 1 << 31  # pixels of the boxes of all instances of a map: their crops take a byte each
+
+
 def find_objects(numbers: Tensor, nobody: Collection[int] = (0,)) -> Objects:
     """The instances of a map.
 
     Args:
         numbers: (h, w) of whole numbers from 0 up.
         nobody: those that stand for no instance.
+
+    Raises:
+        ValueError: their boxes cover so much that it is no map of instances.
     """
     from scipy import ndimage
 
@@ -64,10 +70,15 @@ def find_objects(numbers: Tensor, nobody: Collection[int] = (0,)) -> Objects:
     places = ndimage.find_objects(positions)
     areas = np.bincount(positions.ravel(), minlength=len(values) + 1)[1:]
     kept = [row for row, value in enumerate(values.tolist()) if value not in nobody]
-    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in (places[row] for row in kept)]
+    corners = [(x.start, y.start, x.stop, y.stop) for y, x in (places[row] for row in kept)]
+    boxes = np.array(corners, np.int64).reshape(-1, 4)
+    if (boxes[:, 2:] - boxes[:, :2]).prod(1).sum() > _MOST:
+        raise ValueError(
+            f"has {len(kept):,} numbers all over the image, as a photograph or a depth map has"
+        )
     return Objects(
         numbers=values[kept],
-        boxes=np.array(boxes, np.int64).reshape(-1, 4),
+        boxes=boxes,
         areas=areas[kept],
         crops=[positions[places[row]] == row + 1 for row in kept],
     )

@@ -89,14 +89,15 @@ class Numbers:
         if self.per_class is not None:
             labels = [self._class_of(row, objects) for row in range(len(own))]
             crowd = [number < self.per_class for number in own]
-        void = numbers == self.void if self.void else None
+        # Not in uint8, where torch makes 256 a 0.
+        void = numbers.int() == self.void if self.void else None
         gaps = self.per_class is None and bool(own) and own[-1] != len(own)
         return Found(objects, labels, crowd, void, gaps)
 
     def _nobody(self, numbers: Tensor) -> set[int]:
         nobody = {0} if self.void is None else {0, self.void}
         if self.per_class is not None:
-            below = numbers[numbers < self.per_class].unique().tolist()
+            below = numbers[numbers.int() < self.per_class].unique().tolist()
             nobody |= {number for number in below if number not in self._label}
         return nobody
 

@@ -109,6 +109,14 @@ class VOCInstances(IndexMaps):
         self.images = Paths(home, ((s.image, s.sizes[0]) for s in chosen))
         self.maps = Paths(home, ((s.truth, s.sizes[1]) for s in chosen))
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(h, w), by the map; SBD's is no picture."""
+        path = self.maps[index]
+        if not path.endswith(".mat"):
+            return super().image_size(index)
+        numbers, _ = read_sbd_objects(path)
+        return numbers.shape[0], numbers.shape[1]
+
     def objects_in(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
         path = self.maps[index]
         numbers, kinds = read_sbd_objects(path) if path.endswith(".mat") else self._maps(path)

@@ -243,14 +243,13 @@ def _but_for_channels(value: Tensor, own: Tensor) -> bool:
     )
 
 
-def of_published(model: Any, name: str) -> Taken:
+def of_published(model: Any, name: str, whole: bool) -> Taken:
     """What a model took of weights that it loaded itself, by the layers that it names as rebuilt;
-    of a backbone's weights, all that is not the backbone."""
+    of a backbone's weights (not ``whole``), all that is not the backbone."""
     taken, rebuilt = Taken(f"weights {name}"), tuple(model.rebuilt)
-    of_backbone = isinstance(getattr(model, "backbone", None), torch.nn.Module) and not rebuilt
     for key in model.state_dict():
         if key.startswith("criterion."):
             continue
-        anew = not key.startswith("backbone.") if of_backbone else key.rpartition(".")[0] in rebuilt
+        anew = key.rpartition(".")[0] in rebuilt if whole else "backbone" not in key.split(".")
         (taken.rebuilt if anew else taken.loaded).append(key)
     return taken

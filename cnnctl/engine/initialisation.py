@@ -26,7 +26,9 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
 def initialise(model: nn.Module, how: Init, kept: Container[str] = ()) -> None:
-    """Draw the weights of all convolutions and dense layers anew, and make their biases zero.
+    """Draw the weights of torch's convolutions and dense layers anew; their biases become zero.
+
+    A model's own layers (the partly connected one of 1998's LeNet) stay as they are.
 
     Args:
         how: "model" leaves all as it is.

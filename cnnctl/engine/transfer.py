@@ -88,7 +88,7 @@ class Linear(Transfer):
             assert samples is not None
             kept = Features(model, heads[0], samples, say)
             loss, first = kept.loss, kept.fill
-        params = [parameter for head in heads for parameter in head.parameters()]
+        params = list(heads[0].parameters())  # a network that is still asks no auxiliary head
         return [GradientStage("linear", loss, lambda: params, still=still, first=first)]
 
 
@@ -235,6 +235,11 @@ def depth_order(model: Model) -> list[list[str]]:
     names = below("")
     while len(names) == 1 and len(below(names[0])) > 0:
         names = below(names[0])
+    end = [name for name in names if f"{main}.".startswith(f"{name}.")]  # around the last layer
+    body = [name for name in names if name not in end]
+    while len(body) == 1 and len(below(body[0])) > 0:
+        body = below(body[0])
+    names = [*body, *end]
     opened = []
     for name in names:
         inside = below(name)

@@ -78,6 +78,7 @@ class DeepLab(SegmentationModel):
 
             name = "vgg16_bn" if norm else "vgg16"
             self._take(published_weights(get_model_weights(name)[weights].value))
+            self.rebuilt = ("classify",)  # VGG-16 has no layer for it
 
     def forward(self, pixels: Tensor) -> Tensor:
         h, w = pixels.shape[-2:]

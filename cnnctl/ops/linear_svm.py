@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NEVER = -1e3  # a margin below all that occur
+
 
 def one_against_rest(
     rows: Any, labels: Tensor, num_classes: int, C: float, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The planes that minimise half of |w|^2 and C times the squared hinge losses, each of a class.
 
-    A class without rows is never said: its margin is -1 everywhere.
+    A class without rows is never said: its margin is ``NEVER`` everywhere.
 
     Args:
         rows: (M, D) numpy array or scipy sparse matrix.
@@ -27,7 +29,7 @@ def one_against_rest(
     """
     from sklearn.svm import LinearSVC
 
-    weight, bias = torch.zeros(num_classes, rows.shape[1]), -torch.ones(num_classes)
+    weight, bias = torch.zeros(num_classes, rows.shape[1]), torch.full((num_classes,), NEVER)
     present = labels.cpu().unique()
     if len(present) == 1:
         bias[present] = 1.0

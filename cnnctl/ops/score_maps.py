@@ -116,8 +116,15 @@ def map_shape(model: nn.Module, trunk: Trunk, shape: tuple[int, int, int]) -> tu
     shapes = {f"model.{name}": value.to("meta") for name, value in state.items()}
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     pixels = torch.empty(1, *shape, device="meta", dtype=dtype)
-    with torch.no_grad():
-        return tuple(functional_call(_Trunk(model, trunk), shapes, (pixels,)).shape[1:])
+    # A map of one pixel is none to batch normalisation that trains.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return tuple(functional_call(_Trunk(model, trunk), shapes, (pixels,)).shape[1:])
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class _Trunk(nn.Module):

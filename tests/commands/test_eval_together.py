@@ -155,3 +155,8 @@ def test_mirrors_of_digits_are_refused(run, command, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: task.view: a mirror image of this data is of another class")
     assert "task.flip=false" in said
+
+
+def test_no_checkpoint_at_all_is_one_sentence(command, capsys):
+    assert command("eval", "checkpoint=[]") == 2
+    assert "checkpoint: names none" in capsys.readouterr().err

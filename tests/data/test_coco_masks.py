@@ -231,7 +231,7 @@ def test_an_instance_without_pixels_is_left_out_and_counted(tmp_path, outline):
 
 
 def test_nothing_that_covers_a_pixel_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="holds no box of the classes"):
+    with pytest.raises(UserError, match="holds no mask of a pixel or more of the classes"):
         own(tmp_path, thing(1, [[5, 5, 20, 20, 5, 5]]))
 
 

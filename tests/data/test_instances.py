@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cnnctl.data import index_maps
 from cnnctl.data.base import NoSplit
 from cnnctl.data.index_maps import find_objects
 from cnnctl.data.instances import Instances
@@ -360,3 +361,24 @@ def test_objects_of_any_numbers_are_numpys():
             assert found.boxes[row].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
             assert found.areas[row] == own.sum()
             assert (own[found.within(row)] == found.crops[row]).all()
+
+
+def test_small_maps_beside_large_numbers(tmp_path):
+    """8 bits hold no 256, 1000 or 65535: below per_class is a crowd or nothing, and void is not."""
+    for name in "ab":
+        save(tmp_path / f"images/{name}.png", np.zeros((2, 3, 3), np.uint8))
+    save(tmp_path / "masks/a.png", np.array([[0, 10, 255], [0, 0, 255]], np.uint8))
+    save(tmp_path / "masks/b.png", np.array([[0, 10001, 255], [0, 0, 255]], np.uint16))
+    classes = {"classes": ("a", "b"), "per_class": 1000, "values": (10, 11)}
+    data = Instances("train", str(tmp_path), **classes, **ALL)
+    assert [data[n][1]["crowd"].tolist() for n in (0, 1)] == [[True], [False]]
+    plain = Instances("train", str(tmp_path), void=65535, **ALL)[0][1]
+    assert plain["boxes"].tolist() == [[1, 0, 2, 1], [2, 0, 3, 2]]
+    assert plain["void_crop"].tolist()[1:] == [0, 0]
+
+
+def test_a_depth_map_is_no_map_of_instances(monkeypatch):
+    monkeypatch.setattr(index_maps, "_MOST", 30)
+    assert len(find_objects(torch.from_numpy(MAP.astype(np.int32))).numbers) == 3
+    with pytest.raises(ValueError, match="has 3 numbers all over the image"):
+        find_objects(torch.from_numpy(np.repeat(MAP, 2, 1).astype(np.int32)))

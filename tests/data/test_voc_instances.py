@@ -222,6 +222,7 @@ def test_sbds_own_files_add_training_images(voc, tmp_path):
     assert [Path(data.path(n)).stem for n in range(len(data))] == [*TRAIN, more]
     image, target = data[8]
     assert image.shape == (3, 2, 3)
+    assert data.image_size(8) == (2, 3)
     assert [data.classes[k] for k in target["labels"]] == ["person", "dog"]
     assert target["boxes"].tolist() == [[1, 0, 3, 1], [0, 1, 2, 2]]
     assert target["void_crop"].tolist()[1:] == [0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +167,22 @@ def test_names_and_paths(tmp_path, monkeypatch):
     assert not any(map(given_weights.is_name, ("weights.pt", "runs/A", "imagenet", "./X")))
     (tmp_path / "BEST").mkdir()
     assert not given_weights.is_name("BEST")
+
+
+@pytest.mark.parametrize(
+    ("whole", "rebuilt", "anew"),
+    [
+        (True, (), []),
+        (True, ("head",), ["head.weight", "head.bias"]),
+        (False, (), ["head.weight", "head.bias"]),
+    ],
+)
+def test_what_published_weights_hold(whole, rebuilt, anew):
+    """Those of a whole network are all there; those of a backbone leave the head as it was."""
+    model: Any = torch.nn.ModuleDict(
+        {"backbone": torch.nn.Linear(2, 3), "head": torch.nn.Linear(3, 1)}
+    )
+    model.rebuilt = rebuilt
+    taken = given_weights.of_published(model, "COCO_V1", whole)
+    assert taken.rebuilt == anew
+    assert taken.loaded == [name for name in model.state_dict() if name not in anew]

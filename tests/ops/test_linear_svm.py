@@ -16,4 +16,4 @@ def test_the_planes_of_three_points():
     # Class 1 lies between the others, no plane parts it: w = 0, b = -1/3 has the least squares.
     torch.testing.assert_close(weight[1, 0], torch.tensor(0.0), rtol=0, atol=1e-3)
     torch.testing.assert_close(bias[1], torch.tensor(-1 / 3), rtol=0, atol=1e-3)
-    assert (weight[2].item(), bias[2].item()) == (0.0, -1.0)  # no rows
+    assert (weight[2].item(), bias[2].item()) == (0.0, -1e3)  # no rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,3 +119,11 @@ def test_the_last_maps_shape_is_known_without_a_forward_pass():
     assert map_shape(model, model.features, (1, 40, 36)) == (16, 7, 6)
     assert seen == [torch.device("meta")]
     assert model.features[0].weight.device.type == "cpu"
+
+
+def test_the_last_map_may_be_one_pixel_of_a_network_in_training():
+    """Batch normalisation that trains has no use for it; the network trains on afterwards."""
+    model: Any = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2).eval())
+    model.add_module("last", torch.nn.BatchNorm2d(2))
+    assert map_shape(model, model.forward, (1, 3, 3)) == (2, 1, 1)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
