@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -65,7 +66,14 @@ def _worker(request: Request) -> None:
                 return error.code
             raise
 
-    sys.exit(outcome.run(work))
+    code = outcome.run(work)
+    if code:
+        # Everything is saved and closed. Python's own way out ends PyTorch's threads, and when the
+        # other processes are gone already that now and then aborts: "terminate called ...".
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 @distributed.lost_peers_explained()
