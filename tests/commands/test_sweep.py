@@ -177,6 +177,7 @@ def test_joblib_that_is_not_installed_is_one_sentence(monkeypatch):
     assert error.value.advice == "pip install 'cnnctl[joblib]'"
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_recorded_and_tried_again(tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     directory = tmp_path / "sweep"

@@ -67,6 +67,7 @@ def test_optuna_knows_what_the_runs_came_to(finished):
         assert list(trial.intermediate_values.values())[-1] == trial.value
 
 
+@pytest.mark.slow
 def test_the_same_search_tries_the_same_and_an_interrupted_one_too(
     finished, command, tmp_path, monkeypatch, capfd
 ):
@@ -99,6 +100,7 @@ def test_more_trials_go_on_with_the_same_study(finished, command, tmp_path):
     assert ours == [{**row, "rank": ""} for row in first_three]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_promising_is_ended(command, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 1)
     search = [*SEARCH[:-1], "trials=2", "trainer.evaluate_every_steps=2"]

@@ -7,6 +7,7 @@ from skimage.feature import hog
 from sklearn.svm import LinearSVC
 
 from cnnctl.models.hog_svm import HogSvm
+from cnnctl.ops.linear_svm import NEVER
 from cnnctl.structures import Batch, Images, Targets
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -67,7 +68,7 @@ def test_a_class_without_images_is_never_said(present):
         margins = made(test.images.pixels)
     assert margins.argmax(1).tolist() == labels.tolist()
     absent = [label for label in range(4) if label not in present]
-    assert (margins[:, absent] == -1).all()
+    assert (margins[:, absent] == NEVER).all()
 
 
 def test_before_the_fit_all_classes_are_alike_and_a_fit_comes_back():
