@@ -21,6 +21,7 @@ from cnnctl.models import faster_rcnn
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
 from cnnctl.models.faster_rcnn import FasterRCNN, Features, with_asked
+from cnnctl.models.mask_rcnn import start_layers
 from cnnctl.models.one_stage import SMALL, require_counts
 from cnnctl.models.pose import PoseModel, Poses, count_points
 from cnnctl.models.published_detectors import Published, load_published
@@ -224,7 +225,7 @@ class PointHead(nn.Sequential):
         for given in (channels, *[width] * (layers - 1)):
             parts += [nn.Conv2d(given, width, 3, padding=1), nn.ReLU(inplace=True)]
         super().__init__(*parts)
-        _start(self)
+        start_layers(self)
 
 
 class PointPredictor(nn.Module):
@@ -233,18 +234,9 @@ class PointPredictor(nn.Module):
     def __init__(self, channels: int, points: int) -> None:
         super().__init__()
         self.kps_score_lowres = nn.ConvTranspose2d(channels, points, 4, 2, 1)
-        _start(self)
+        start_layers(self)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, channels, h, w) -> logits (B, J, 4h, 4w)."""
         low = self.kps_score_lowres(hidden)
         return F.interpolate(low, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def _start(layers: nn.Module) -> None:
-    """At random as He et al. have it, arXiv:1502.01852; biases at 0."""
-    for layer in layers.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
