@@ -27,6 +27,9 @@ class Images:
     pixels: Tensor  # (N, C, H, W) uint8 on the way to the device; float, normalised, after
     sizes: list[tuple[int, int]]  # (h, w) of each image inside the zero padding
     originals: list[tuple[int, int]]  # (h, w) before any resize
+    # (N, P, 4) where things may be, the likeliest first, in original pixels; 0 where an image has
+    # fewer; None where nothing was proposed
+    proposals: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -131,7 +134,7 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
 
     A target's integers and scalars become one column, and so do its maps of pixels (``mask``,
     ``pixel_weight``), what it has of each box, and its bits, padded. ``original`` in a target is
-    the (h, w) before any resize.
+    the (h, w) before any resize; its ``proposals`` (P, 4) are for the model to see.
     """
     sizes = [(image.shape[-2], image.shape[-1]) for _, image, _ in samples]
     pixels = _stacked([image for _, image, _ in samples], 0)
@@ -140,8 +143,8 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
         values = [target[name] for _, _, target in samples]
         if name in _OUTSIDE:
             columns[name] = _stacked(values, _OUTSIDE[name])
-        elif name in NO_BOX or name == "bits":
-            nothing = NO_BOX.get(name, 0)
+        elif name in _ROWS:
+            nothing = _ROWS[name]
             columns[name] = pad_sequence(values, batch_first=True, padding_value=nothing)
         elif isinstance(values[0], Tensor) and values[0].ndim:
             columns[name] = torch.stack(values)
@@ -151,7 +154,8 @@ def collate(samples: Sequence[tuple[int, Tensor, dict[str, Any]]]) -> Batch:
         target.get("original", size) for (*_, target), size in zip(samples, sizes, strict=True)
     ]
     image_id = torch.tensor([index for index, *_ in samples])
-    return Batch(Images(pixels, sizes, originals), Targets(image_id, **columns))
+    proposals = columns.pop("proposals", None)
+    return Batch(Images(pixels, sizes, originals, proposals), Targets(image_id, **columns))
 
 
 # What a column of boxes has in the rows that an image does not fill.
@@ -159,6 +163,7 @@ NO_BOX = {
     **{"boxes": 0, "labels": -1, "crowd": False, "difficult": False, "area": 0},
     **{"frames": 0, "crops": 0, "keypoints": 0},
 }
+_ROWS = {**NO_BOX, "bits": 0, "proposals": 0}  # columns with a row for each of something
 _OUTSIDE = {"mask": IGNORE, "pixel_weight": 0}  # what a map has where there is no image
 
 

@@ -184,6 +184,7 @@ class ResidentLoader:
         original = size if moved else self.dataset.size or size
         images = Images(pixels.index_select(0, index), [size] * len(index), [original] * len(index))
         truth: dict[str, Any] = {n: column.index_select(0, index) for n, column in columns.items()}
+        images.proposals = truth.pop("proposals", None)
         return Batch(images, Targets(image_id=index, **truth))
 
 

@@ -79,10 +79,12 @@ class Model(nn.Module, ABC):
         rebuilt: the layers that start at random in spite of published weights, by name.
         trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
         needs: columns of the truth without which it cannot be built: a task must have them.
+        reads_proposals: whether it looks only where ``Images.proposals`` says.
     """
 
     eval_pixels: ClassVar[int] = 1 << 26
     needs: ClassVar[tuple[str, ...]] = ()
+    reads_proposals: ClassVar[bool] = False
     rebuilt: tuple[str, ...] = ()
     trained_shape: tuple[int, int, int] | None = None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cnnctl.models.base import Losses, Model
 from cnnctl.ops.boxes import Detections, clip
+from cnnctl.ops.clock import CONVOLUTION, timed
 from cnnctl.ops.masks import Masks
 from cnnctl.structures import Images, Predictions, Targets
 
@@ -89,7 +90,8 @@ class DetectionModel(Model):
         truth = truth_of(images, targets) if targets is not None else None
         found: list[tuple[Tensor | slice, Detections]] = []
         for rows, part in _of_one_size(images):
-            features = self.features(part.pixels)
+            with timed(CONVOLUTION):
+                features = self.features(part.pixels)
             if truth is not None:
                 for name, loss in self.losses(features, part, truth.at(rows)).items():
                     share = loss * (len(part) / len(images))
@@ -134,6 +136,13 @@ def truth_of(images: Images, targets: Targets) -> Truth:
     return Truth(boxes * factors, labels, masks, keypoints)
 
 
+def given_proposals(images: Images) -> Tensor | None:
+    """(N, P, 4) in input pixels, 0 where an image has fewer; None where nothing was proposed."""
+    if images.proposals is None or images.sizes == images.originals:
+        return images.proposals
+    return images.proposals * _factors(images.originals, images.sizes, images.pixels.device)
+
+
 def _masks_of(targets: Targets) -> Masks | None:
     if targets.frames is None:
         return None
@@ -162,7 +171,10 @@ def _of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
             chosen = [row for row, size in enumerate(images.sizes) if size == (h, w)]
             rows = torch.tensor(chosen, device=images.pixels.device)
         pixels = images.pixels[rows][..., :h, :w]
-        yield rows, Images(pixels, [(h, w)] * len(pixels), [(h, w)] * len(pixels))
+        proposals = given_proposals(images)
+        if proposals is not None:
+            proposals = proposals[rows]
+        yield rows, Images(pixels, [(h, w)] * len(pixels), [(h, w)] * len(pixels), proposals)
 
 
 def in_order(parts: Sequence[tuple[Tensor | slice, Tensor]], count: int, none: float = 0) -> Tensor:

@@ -53,7 +53,9 @@ class Augmentation:
 
     mixes: ClassVar[bool] = False  # whether what becomes of an image depends on others in its batch
     # Of the truth: what stays true of an image. "boxes" and "masks" stand for all their columns.
-    moves: ClassVar[tuple[str, ...]] = ("label", "mask", "boxes", "masks", "keypoints")
+    moves: ClassVar[tuple[str, ...]] = (
+        *("label", "mask", "boxes", "masks", "keypoints", "proposals"),
+    )
     eval_size: tuple[int, int] | None  # (h, w) of what is evaluated; None where that differs
     shown: Shown | None = None  # where evaluation sees more than the input's size; set by the task
 
@@ -239,7 +241,7 @@ def scaled_boxes(target: Truth, before: tuple[int, int], after: tuple[int, int])
     """Boxes, frames, points and areas (of one image or many) where images (h, w) get ``after``."""
     down, across = after[0] / before[0], after[1] / before[1]
     factors = target["boxes"].new_tensor([across, down, across, down])
-    names = ("boxes", "frames", "void_frame")
+    names = ("boxes", "frames", "void_frame", "proposals")
     scaled = {name: target[name] * factors for name in names if name in target}
     if "keypoints" in target:
         scaled["keypoints"] = target["keypoints"] * factors.new_tensor([across, down, 1])

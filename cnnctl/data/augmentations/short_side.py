@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from cnnctl.data.augmentations.base import Augmentation, Truth, resize
-from cnnctl.data.augmentations.boxes import mirrored, mirrored_frames, move_frames, set_boxes
+from cnnctl.data.augmentations.boxes import (
+    carried,
+    mirrored,
+    mirrored_frames,
+    move_frames,
+    set_boxes,
+)
 from cnnctl.data.augmentations.standard import flip
 from cnnctl.data.windows import Windows, alone, present, whole
 from cnnctl.randomness import Draw
@@ -34,7 +40,7 @@ class ShortSide(Augmentation):
         flip: None mirrors unless the data says that a mirror image changes its class.
     """
 
-    moves = ("boxes", "masks", "keypoints")
+    moves = ("boxes", "masks", "keypoints", "proposals")
 
     def __init__(
         self,
@@ -74,7 +80,13 @@ class ShortSide(Augmentation):
         mirror = (alone("flip", 1)[:, 0] < 0.5) & self.flip
         frame = whole(shape, target["boxes"])[None]
         windows = Windows(frame, mirror, target["labels"][None] >= 0)
-        return windows.sample(image, target, self._shape(shape, side), self.around)
+        size = self._shape(shape, side)
+        image, moved = windows.sample(image, target, size, self.around)
+        if "proposals" in target:
+            given = target["proposals"]
+            given = carried(given, frame[0], whole(size, given))
+            moved["proposals"] = mirrored(given, size[1]) if mirror else given
+        return image, moved
 
     def batch(self, images: Images, targets: Targets, draw: Draw) -> tuple[Images, Targets]:
         if self.native is not None and self.flip:
@@ -84,6 +96,9 @@ class ShortSide(Augmentation):
             width = self.size[1]
             move_frames(targets, lambda f: torch.where(mirror, mirrored_frames(f, width), f))
             set_boxes(targets, torch.where(mirror, mirrored(boxes, width), boxes), there)
+            if (given := images.proposals) is not None:
+                some = (given[..., 2:] > given[..., :2]).all(-1, keepdim=True)
+                images.proposals = torch.where(mirror & some, mirrored(given, width), given)
         return images, targets
 
     def _scaled(self, image: Tensor) -> Tensor:
