@@ -68,7 +68,9 @@ def chosen(boxes: np.ndarray, size: tuple[int, int], count: int, smallest: float
         (P, 4) float32.
     """
     h, w = size
-    cut = np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), 0, np.float32([w, h, w, h]))
+    cut = np.clip(
+        np.asarray(boxes, np.float32).reshape(-1, 4), 0, np.array([w, h, w, h], np.float32)
+    )
     cut = cut[((cut[:, 2:] - cut[:, :2]) >= max(smallest, 1)).all(1)]
     _, first = np.unique(cut, axis=0, return_index=True)
     return torch.from_numpy(cut[np.sort(first)[:count]])
