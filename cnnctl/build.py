@@ -21,6 +21,7 @@ from cnnctl.binding import bind, typed
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import Dataset
 from cnnctl.data.choice import choose
+from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.engine.given_weights import is_name
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.trainer import Trainer
@@ -40,6 +41,7 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
     "schedule": (("cnnctl.engine.schedules",), Schedule),
     "trainer": (("cnnctl.engine.trainer",), Trainer),
     "transfer": (("cnnctl.engine.transfer",), Transfer),
+    "proposals": (("cnnctl.data.proposals",), ProposalMethod),
 }
 
 # Keys of ``data=`` for any data set of labelled images in memory, applied here to what it reads.
@@ -144,6 +146,19 @@ def transfer(config: DictConfig) -> Transfer | None:
     return _build(config, "transfer") if config.get("transfer") else None
 
 
+def proposals(config: DictConfig) -> ProposalMethod | None:
+    """Where a model is to look; None: it finds that out by itself.
+
+    Raises:
+        UserError: a library or a file that it needs is absent.
+    """
+    if not config.get("proposals"):  # configurations from before there were any have no such key
+        return None
+    method = _build(config, "proposals")
+    method.require()
+    return method
+
+
 def source(config: DictConfig) -> tuple[str, str] | None:
     """(the key that the user set, the weights that a new network starts from); None: drawn ones.
 
@@ -228,8 +243,9 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
             field="model",
             advice=f"{names['task']} needs a {the_task.model.__name__}; see cnnctl train --help",
         )
+    fields = (*the_task.fields, *_proposed(config, model_cls, names))
     moved = target(config, "augmentation").moves
-    if unmoved := [name for name in the_task.fields if name not in moved]:
+    if unmoved := [name for name in fields if name not in moved]:
         raise UserError(
             f"{names['augmentation']} changes an image without its {unmoved[0]}",
             field="augmentation",
@@ -256,6 +272,28 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
             field="trainer.monitor",
             advice=nearest(monitor, the_task.metrics),
         )
+
+
+def _proposed(config: DictConfig, model: Any, names: dict[str, str]) -> tuple[str, ...]:
+    """What the images bring along for the model: nothing, or their proposals.
+
+    Raises:
+        UserError: it reads proposals and there are none, or the other way round.
+    """
+    reads, given = getattr(model, "reads_proposals", False), proposals(config) is not None
+    if reads and not given:
+        raise UserError(
+            f"{names['model']} looks only where proposals are, and there are none",
+            field="proposals",
+            advice="proposals=selective_search",
+        )
+    if given and not reads:
+        raise UserError(
+            f"{names['model']} reads no proposals, so {names['proposals']} would be unused",
+            field="proposals",
+            advice="leave it out, or take a model that does: model=fast_rcnn, sppnet or rcnn",
+        )
+    return ("proposals",) * reads
 
 
 def _values(config: DictConfig, group: str) -> dict[str, Any]:

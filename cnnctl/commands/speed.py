@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def measured(model: Model, loader: Loader, machine: Machine) -> Speed:
 
 
 def _copy(images: Images) -> Images:
-    return Images(images.pixels.clone(), images.sizes, images.originals)
+    return replace(images, pixels=images.pixels.clone())
 
 
 def _timed(model: Model, images: Images, machine: Machine) -> float:

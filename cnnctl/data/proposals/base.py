@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +22,13 @@ class ProposalMethod(ABC):
 
     Args:
         count: the most boxes of one image.
+
+    Attributes:
+        looks: whether the boxes depend on the pixels; else on the size alone, and none are kept.
     """
 
     count: int
+    looks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.count < 1:

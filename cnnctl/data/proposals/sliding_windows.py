@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -41,6 +42,7 @@ class SlidingWindows(ProposalMethod):
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     strides: tuple[float, ...] = (0.25,)
     count: int = 2000
+    looks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
