@@ -116,6 +116,11 @@ class Model(nn.Module, ABC):
         where a model does not say."""
         return ()
 
+    def disk_needed(self, images: int, proposals: int) -> int:
+        """Bytes that training puts on the disk at most beside its checkpoints, for so many images
+        with so many proposals each; 0 where it keeps nothing there."""
+        return 0
+
     def less_memory(self, size: tuple[int, int]) -> str:
         """A setting with which one image, now (h, w) in pixels, is evaluated in less memory."""
         return f"augmentation.size={max(1, min(size) // 2)}"
