@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +104,19 @@ def test_how_the_weights_start(train, tmp_path):
     assert train(tmp_path / "run", *still, "trainer.init=gaussian") == 0
     weight = checkpoint.read(tmp_path / "run" / "last.pt")["model"]["features.0.weight"]
     assert float(weight.std()) == pytest.approx(0.01, rel=0.03)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "top1"), [(20, 81.03), (32, 82.56), (44, 82.67), (56, 83.20)])
+def test_eval_of_published_cifar_resnets(depth, top1, command, capsys):
+    """akamaster's files against what was measured independently on the same lossy test images."""
+    root = Path(os.environ.get("CNNCTL_DATA", "nowhere"))
+    found = sorted(root.glob(f"weights/cifar10_resnet_akamaster/resnet{depth}-*.th"))
+    if not found or not (root / "cifar-10-batches-bin").is_dir():
+        pytest.skip("no CIFAR-10 or no published weights under $CNNCTL_DATA")
+    words = ("data=cifar10", "data.verify=false", "trainer.precision=fp32")
+    assert command("eval", f"model=resnet{depth}", f"weights={found[0]}", *words) == 0
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if " top1 " in line)
+    assert float(row.split()[3].rstrip("%")) == pytest.approx(top1, abs=0.1)
