@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from cnnctl.data.user_cache import user_cache
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
 from cnnctl.skeleton import Skeleton
@@ -182,8 +183,7 @@ def data_root(root: str | None) -> Path:
         return Path(root).expanduser().absolute()
     if configured := os.environ.get("CNNCTL_DATA"):
         return Path(configured).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(cache).absolute() / "cnnctl" / "data"
+    return user_cache("data")
 
 
 def absent(

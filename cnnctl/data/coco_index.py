@@ -27,6 +27,7 @@ from cnnctl.data.coco_json import Faults, together
 from cnnctl.data.coco_records import Records, Use, read_records
 from cnnctl.data.coco_skeletons import Points
 from cnnctl.data.image_file import printable
+from cnnctl.data.user_cache import user_cache
 from cnnctl.errors import Exit, UserError
 
 _FORM = 6  # of the cached arrays; another number, another place
@@ -221,9 +222,8 @@ _ARRAYS = [field.name for field in fields(Index) if field.type == "np.ndarray"]
 
 def _cache(file: Path, status: os.stat_result) -> Path:
     key = (_FORM, str(file.resolve()), status.st_size, status.st_mtime_ns)
-    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-    return Path(folder).absolute() / "cnnctl" / "annotations" / name
+    return user_cache("annotations") / name
 
 
 def _load(place: Path | None) -> Index | None:

@@ -251,7 +251,7 @@ class StreamingLoader:
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             timeout=WORKER_TIMEOUT if self.workers else 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
         try:
             for item in loader:
@@ -334,7 +334,7 @@ class _StepSampler:
             yield [(epoch, position) for position in index.tolist()]
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Leave signals to the trainer, which finishes its step first; one thread each.
 
     A cluster sends SIGTERM to every process of a job once; torch sends it to a hung worker again.

@@ -25,10 +25,12 @@ class ProposalMethod(ABC):
 
     Attributes:
         looks: whether the boxes depend on the pixels; else on the size alone, and none are kept.
+        forks: whether other processes can do it as well, all cores at once.
     """
 
     count: int
     looks: ClassVar[bool] = True
+    forks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.count < 1:

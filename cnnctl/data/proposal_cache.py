@@ -1,0 +1,370 @@
+"""The proposals of a data set, made once by all cores and kept in the user's cache folder.
+
+They are found by what they are of: the content of the data and all settings of the method, so that
+those of other data or settings are never taken. While they are made, parts of ``PART`` images are
+on the disk; a process that was killed leaves them, and the next one goes on from there. Whole, they
+are one array that is mapped, so that the processes of a run share one copy in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from cnnctl.data.base import Dataset
+from cnnctl.data.image_file import printable
+from cnnctl.data.loaders import start_worker
+from cnnctl.data.proposals.base import ProposalMethod
+from cnnctl.data.user_cache import user_cache
+from cnnctl.errors import Exit, UserError
+
+PART = 64  # images whose proposals are written at a time
+_FORM = 1  # of what is kept; another number, another place
+_CHUNK = 1 << 24  # bytes that are summed up at a time
+_AHEAD = 8  # images that a process may be ahead by
+_FEW = 4  # images for which no further process is worth its start
+
+Watch = Callable[[int, int], None]  # of how many images, of how many; it may raise to stop
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Proposals of M images, (P, 4) of all of them one behind the other.
+
+    Args:
+        boxes: (P, 4) float32, mapped.
+        ends: (M,) int64, where an image's boxes end; they begin where the last one's did.
+        seconds: that one core took for an image, on average.
+    """
+
+    place: Path
+    boxes: np.ndarray
+    ends: np.ndarray
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def counts(self) -> np.ndarray:
+        """(M,) boxes of each image."""
+        return np.diff(self.ends, prepend=0)
+
+    def of(self, index: int, image: Tensor | None = None) -> Tensor:
+        """(P, 4) float32 of one image, a copy."""
+        start = int(self.ends[index - 1]) if index else 0
+        return torch.from_numpy(np.array(self.boxes[start : int(self.ends[index])]))
+
+    def __reduce__(self):  # another process maps the file anew instead of being sent its content
+        return _opened, (self.place, self.seconds)
+
+
+def keep(
+    data: Dataset,
+    method: ProposalMethod,
+    watch: Watch,
+    *,
+    workers: int,
+    first: bool = True,
+    name: str = "",
+) -> Kept:
+    """The proposals of a data set: those that are kept, or made now and kept.
+
+    Args:
+        watch: called after every image and while another process makes the same.
+        workers: processes that look for them; 0 is this one.
+        first: False waits until the first of a run's processes has made them.
+        name: what to call the data where it is listed.
+
+    Raises:
+        UserError: an image cannot be read (code 3); the disk is full or cannot be written, or a
+            process was killed (code 5). What is made by then is kept.
+    """
+    said = _header(data, method, name)
+    place = _place(said)
+    kept = _load(place, said)
+    while kept is None and not first:
+        watch(0, len(data))
+        time.sleep(_PAUSE)
+        kept = _load(place, said)
+    if kept is not None:
+        return kept
+    with _writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(place, lambda: watch(0, len(data))):
+        if (kept := _load(place, said)) is not None:
+            return kept
+        if place.exists():
+            print(f"damaged, made again: {printable(place)}", file=sys.stderr)
+        for left in place.parent.glob(f".{place.name}.*.tmp"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        parts = _beside(place, "parts")
+        with _writing(place):
+            parts.mkdir(exist_ok=True)
+            _write(parts / "of.json", lambda file: file.write(json.dumps(said).encode()))
+        _make(data, method, parts, watch, workers)
+        _join(parts, place, said)
+    kept = _load(place, said)
+    assert kept is not None, f"what was written to {place} a moment ago is not there"
+    return kept
+
+
+def forget(place: Path) -> bool:
+    """Delete what is kept, whole or in parts; False: a process is making it just now."""
+    with contextlib.suppress(OSError):
+        lock = _beside(place, "lock").open("a")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            for path in (place, _beside(place, "parts")):
+                shutil.rmtree(path, ignore_errors=True)
+            _beside(place, "lock").unlink(missing_ok=True)
+    return True
+
+
+_PAUSE = 0.2  # seconds between two looks at what another process is doing
+
+
+def _beside(place: Path, what: str) -> Path:
+    return place.with_name(f"{place.name}.{what}")
+
+
+def _header(data: Dataset, method: ProposalMethod, name: str) -> dict[str, Any]:
+    """What makes these proposals these, as JSON gives it back."""
+    settings = json.loads(json.dumps(method.settings(), sort_keys=True))
+    key = {"form": _FORM, "data": data.fingerprint(), "settings": settings, "images": len(data)}
+    return {"key": key, "name": name}
+
+
+def _place(said: dict[str, Any]) -> Path:
+    key = json.dumps(said["key"], sort_keys=True)
+    return user_cache("proposals") / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _load(place: Path, said: dict[str, Any]) -> Kept | None:
+    """What is kept there, mapped; None where it is not whole, or not this."""
+    try:
+        found = json.loads((place / "index.json").read_text())
+        kept = _opened(place, float(found["seconds"]))
+        shapes = [list(kept.boxes.shape), list(kept.ends.shape)]
+        whole = shapes == [[found["boxes"], 4], [said["key"]["images"]]]
+        if found["key"] != said["key"] or not whole or _sum(kept) != found["sum"]:
+            return None
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    return kept
+
+
+def _opened(place: Path, seconds: float) -> Kept:
+    boxes, ends = (np.load(place / f"{n}.npy", mmap_mode="r") for n in ("boxes", "ends"))
+    return Kept(place, boxes, ends, seconds)
+
+
+def _sum(kept: Kept) -> int:
+    """A checksum of all of it."""
+    total = zlib.crc32(np.ascontiguousarray(kept.ends).data)
+    rows = _CHUNK // 16
+    for start in range(0, len(kept.boxes), rows):
+        total = zlib.crc32(np.ascontiguousarray(kept.boxes[start : start + rows]).data, total)
+    return total
+
+
+@contextlib.contextmanager
+def _alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """No other process makes the same meanwhile.
+
+    On a file system that has no locks both do, and what the later one writes is what is there.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            lock = held.enter_context(_beside(place, "lock").open("a"))
+            told = False
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        print("waiting: another process makes these proposals", file=sys.stderr)
+                    told = True
+                    waiting()
+                    time.sleep(_PAUSE)
+        yield
+
+
+class _Proposing(TorchDataset):
+    """Index of an image -> its boxes and the seconds they took; a user's fault is returned."""
+
+    def __init__(self, data: Dataset, method: ProposalMethod) -> None:
+        self.data, self.method = data, method
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, float] | UserError:
+        try:
+            image = self.data[index][0]
+            started = time.perf_counter()
+            boxes = self.method.propose(image)
+        except UserError as error:
+            return error
+        return boxes.cpu().numpy(), time.perf_counter() - started
+
+
+def _make(data: Dataset, method: ProposalMethod, parts: Path, watch: Watch, workers: int) -> None:
+    """Write all parts that are not there yet."""
+    starts = range(0, len(data), PART)
+    missing = [s for s in starts if _read(parts, s, len(data)) is None]
+    wanted = [index for s in missing for index in range(s, min(s + PART, len(data)))]
+    done = len(data) - len(wanted)
+    boxes: list[np.ndarray] = []
+    seconds = 0.0
+    with contextlib.closing(_found(data, method, wanted, workers)) as rows:
+        for index, (found, took) in zip(wanted, rows, strict=True):
+            boxes.append(found)
+            seconds, done = seconds + took, done + 1
+            start = index // PART * PART
+            if len(boxes) == min(PART, len(data) - start):
+                _write_part(parts / _name(start), boxes, seconds)
+                boxes, seconds = [], 0.0
+            watch(done, len(data))
+
+
+def _found(
+    data: Dataset, method: ProposalMethod, wanted: Sequence[int], workers: int
+) -> Generator[tuple[np.ndarray, float]]:
+    """Of each wanted image in order."""
+    workers = min(workers, len(wanted) // _FEW) if method.forks else 0
+    loader = DataLoader(
+        _Proposing(data, method),
+        sampler=wanted,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,  # a large image takes as long as many small
+        collate_fn=_as_it_is,
+        worker_init_fn=start_worker,
+    )
+    try:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise UserError(
+            f"a process that makes proposals died: {str(error).splitlines()[0]}",
+            field="trainer.workers",
+            advice="lower trainer.workers (each takes memory); the same command goes on",
+            code=Exit.MACHINE,
+        ) from error
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _name(start: int) -> str:
+    return f"{start:09d}.npz"
+
+
+def _write_part(path: Path, boxes: Sequence[np.ndarray], seconds: float) -> None:
+    counts = np.array([len(rows) for rows in boxes], np.int64)
+    rows = np.concatenate(boxes).astype(np.float32).reshape(-1, 4)
+    with _writing(path):
+        _write(path, lambda file: np.savez(file, boxes=rows, counts=counts, seconds=seconds))
+
+
+def _read(parts: Path, start: int, images: int) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """(boxes, counts, seconds) of the part that begins with that image; None: not whole there."""
+    try:
+        with np.load(parts / _name(start)) as part:  # the archive has a checksum of each array
+            boxes, counts, seconds = part["boxes"], part["counts"], float(part["seconds"])
+    except Exception:  # a damaged archive has many ways to say so
+        return None
+    whole = counts.shape == (min(PART, images - start),) and boxes.shape == (counts.sum(), 4)
+    return (boxes, counts, seconds) if whole else None
+
+
+def _join(parts: Path, place: Path, said: dict[str, Any]) -> None:
+    """One array of all parts; they are deleted once it is whole."""
+    images = said["key"]["images"]
+    counts, seconds = [], 0.0
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with _writing(place):
+        try:
+            temporary.mkdir()
+            for start in range(0, images, PART):
+                part = _read(parts, start, images)
+                assert part is not None, "it was written a moment ago"
+                counts.append(part[1])
+                seconds += part[2]
+            ends = np.cumsum(np.concatenate(counts) if counts else np.empty(0, np.int64))
+            _write(temporary / "ends.npy", lambda file: np.save(file, ends))
+            total = int(ends[-1]) if len(ends) else 0
+            _write(temporary / "boxes.npy", lambda file: _copy(file, parts, images, total))
+            kept = _opened(temporary, 0.0)
+            found = {"boxes": total, "sum": _sum(kept), "seconds": seconds / max(1, images)}
+            text = json.dumps({**said, **found}).encode()
+            _write(temporary / "index.json", lambda file: file.write(text))
+            shutil.rmtree(place, ignore_errors=True)  # one that could not be used
+            os.rename(temporary, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _copy(file: IO[bytes], parts: Path, images: int, total: int) -> None:
+    """The boxes of all parts as one .npy; written and not mapped, so that a full disk is said."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (total, 4)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for start in range(0, images, PART):
+        part = _read(parts, start, images)
+        assert part is not None, "it was read a moment ago"
+        file.write(np.ascontiguousarray(part[0], "<f4").data)
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """A file that is there whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        free = "free some space (cnnctl data clean shows what is kept), or " if full else ""
+        raise UserError(
+            "the disk is full" if full else f"cannot be written: {error.strerror or error}",
+            file=printable(path.parent),
+            advice=f"{free}set XDG_CACHE_HOME to another folder; the same command goes on from"
+            " what is made",
+            code=Exit.MACHINE,
+        ) from None

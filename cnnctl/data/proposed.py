@@ -1,0 +1,127 @@
+"""A data set whose samples bring proposals along: any data set, and a method or what it found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cnnctl.data.base import ArrayDataset, Dataset
+from cnnctl.data.proposals.base import ProposalMethod
+
+_FACTS = ("classes", "palette", "channels", "mean", "std", "size", "mirror", "skeleton", "skipped")
+
+
+class Found(Protocol):
+    """The proposals of each image of a data set."""
+
+    def of(self, index: int, image: Tensor) -> Tensor:
+        """(P, 4) float32 in pixels of that image, the likeliest first."""
+        ...
+
+
+class Computed:
+    """Proposals made when they are asked for; those of a method that does not look, once a size."""
+
+    def __init__(self, method: ProposalMethod) -> None:
+        self.method = method
+        self._of_size: dict[tuple[int, ...], Tensor] = {}
+
+    def of(self, index: int, image: Tensor) -> Tensor:
+        if self.method.looks:
+            return self.method.propose(image)
+        size = tuple(image.shape[-2:])
+        if size not in self._of_size:
+            self._of_size[size] = self.method.propose(image)
+        return self._of_size[size]
+
+
+def proposed(whole: Dataset, method: ProposalMethod, found: Found | None = None) -> Dataset:
+    """``whole`` with proposals: in memory where it is, else sample by sample.
+
+    Args:
+        found: what the method has made of it already.
+    """
+    found = found or Computed(method)
+    if isinstance(whole, ArrayDataset):
+        return ProposedArray(whole, method, found)
+    return Proposed(whole, method, found)
+
+
+class Proposed(Dataset):
+    """``whole`` whose targets have ``proposals`` (P, 4); all else about it is the whole's."""
+
+    def __init__(self, whole: Dataset, method: ProposalMethod, found: Found) -> None:
+        self.whole, self.method, self.found = whole, method, found
+        for name in _FACTS:
+            setattr(self, name, getattr(whole, name))
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        image, target = self.whole[index]
+        return image, {**target, "proposals": self.found.of(index, image)}
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some data sets have (``all_truth``, ``image_ids``), where the whole has it."""
+        if name.startswith("__") or name == "whole":  # while a copy of it is being made
+            raise AttributeError(name)
+        return getattr(self.whole, name)
+
+    def fingerprint(self) -> str:
+        return digest(self.whole, self.method)
+
+    def class_counts(self) -> list[int]:
+        return self.whole.class_counts()
+
+    def remarks(self) -> list[str]:
+        return self.whole.remarks()
+
+    def doubts(self) -> list[str]:
+        return self.whole.doubts()
+
+    def home(self, root: str | None) -> Path | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Where the whole is; asked of an object, not of the class."""
+        return self.whole.home(root)
+
+    def sample_name(self, index: int) -> str:
+        return self.whole.sample_name(index)
+
+
+class ProposedArray(Proposed, ArrayDataset):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """The same of a data set in memory: proposals are one more column, (M, P, 4)."""
+
+    whole: ArrayDataset
+
+    def __init__(self, whole: ArrayDataset, method: ProposalMethod, found: Found) -> None:
+        super().__init__(whole, method, found)
+        self.pixels, self.labels = whole.pixels, whole.labels
+
+    def columns(self) -> dict[str, Tensor]:
+        return {**self.whole.columns(), "proposals": self._proposals}
+
+    @property
+    def _proposals(self) -> Tensor:
+        """(M, P, 4) float32, 0 where an image has fewer."""
+        if not self.method.looks and len(self):  # images of one size: one set, which is not copied
+            return self.found.of(0, self.pixels[0]).expand(len(self), -1, -1)
+        return padded(self.found.of(index, image) for index, image in enumerate(self.pixels))
+
+
+def padded(boxes: Iterable[Tensor]) -> Tensor:
+    """(P, 4) of each image -> (M, P, 4), 0 where an image has fewer."""
+    rows = list(boxes)
+    return pad_sequence(rows, batch_first=True) if rows else torch.zeros(0, 0, 4)
+
+
+def digest(whole: Dataset, method: ProposalMethod) -> str:
+    """Changes when the data does, or what is proposed in it."""
+    said = json.dumps(method.settings(), sort_keys=True)
+    return hashlib.sha256(f"{whole.fingerprint()}\n{said}".encode()).hexdigest()
