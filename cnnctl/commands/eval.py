@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl.commands import eval_predictions
+from cnnctl.commands.proposing import with_proposals
 from cnnctl.commands.speed import Speed, measured
 from cnnctl.data.base import Dataset
 from cnnctl.data.part import Part
@@ -164,7 +165,8 @@ def score(
     """
     task, trainer = build.task(config), build.trainer(config)
     by_heart = None if split == "test" else trainer.learn_by_heart
-    data = _data(config, state, split, by_heart)
+    whole = _data(config, state, split, by_heart)
+    (data,) = with_proposals(config, [whole], processes, console, stop)
     augmentation = build.augmentation(config, data)
     model = load(config, state, data, augmentation.size)
     machine.place(model)
@@ -191,7 +193,7 @@ def score(
             scored,
         )
         seconds = time.perf_counter() - start
-        speed = measured(model, loader, machine) if timed else None
+        speed = measured(model, loader, machine, build.proposals(config)) if timed else None
     results = task.results if by_heart is None else None  # ids are of the whole split
     mistakes = task.mistakes
     return Scores(

@@ -27,6 +27,7 @@ from cnnctl.engine.journal import Journal
 from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.signals import StopFlag, Stopped
+from cnnctl.engine.stage_times import StageTimes
 from cnnctl.engine.trainer import Trainer, parameter_groups
 from cnnctl.engine.watch import Watch
 from cnnctl.errors import Exit, UserError
@@ -95,6 +96,7 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     resumed: State | None = None
     stages: Callable[[], Sequence[Stage]] | None = None  # None: the model's own
+    times: StageTimes = field(default_factory=StageTimes)
 
     def fit(self) -> None:
         """Train through all stages from wherever ``progress`` stands.
@@ -116,6 +118,8 @@ class Loop:
             average = get_ema_multi_avg_fn(trainer.ema)
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self._load()
+        if self.checkpoints is not None:
+            self.times.open(self.checkpoints.directory, goes_on=self.progress.total_steps > 0)
         if self.progress.step > self.total:
             raise UserError(
                 f"the run is at step {self.progress.step} and cannot end at {self.total}",
@@ -130,6 +134,7 @@ class Loop:
                 self.progress.stage, self.progress.step = index, 0
                 self.progress.stopped_early, self.progress.stale = False, 0
             stage = stages[index]
+            self.times.begin(stage.name)
             if isinstance(stage, FitStage):
                 self._fit_stage(stage)
             else:
@@ -320,6 +325,7 @@ class Loop:
 
     def _evaluate_and_save(self, wanted: bool) -> None:
         progress, trainer = self.progress, self.trainer
+        self.times.pause()
         progress.owed = True
         metric, best = None, self.val is None  # nothing to choose by: the newest is the best
         if wanted and self.val is not None:
@@ -346,6 +352,7 @@ class Loop:
         progress.owed = False
         self._save(metric, best=best)
         self._train_mode()
+        self.times.go_on()
 
     def _score(self, loader: Loader, evaluator: Any, watch: Watcher) -> dict[str, float]:
         batches = loader.in_order(self._evaluated_at_once())
@@ -419,6 +426,7 @@ class Loop:
         self.checkpoints.save(
             state, metric=metric, best=best, keep=self._due(self.trainer.keep_every)
         )
+        self.times.keep()
 
 
 def weights(state: State) -> dict[str, Tensor]:

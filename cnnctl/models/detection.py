@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cnnctl.models.base import Losses, Model
 from cnnctl.ops.boxes import Detections, clip
-from cnnctl.ops.clock import CONVOLUTION, timed
+from cnnctl.ops.clock import CONVOLUTION, POST_PROCESSING, timed
 from cnnctl.ops.masks import Masks
 from cnnctl.structures import Images, Predictions, Targets
 
@@ -100,6 +100,7 @@ class DetectionModel(Model):
                 found.append((rows, self.detect(features, part)))
         return total, self.in_original_pixels(found, images) if detect else Predictions()
 
+    @timed(POST_PROCESSING)
     def in_original_pixels(
         self, found: Sequence[tuple[Tensor | slice, Detections]], images: Images
     ) -> Predictions:

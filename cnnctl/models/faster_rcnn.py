@@ -26,6 +26,7 @@ from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.models.region_proposals import ProposalSettings, RegionProposals
 from cnnctl.models.regions import Regions, in_a_row, named_regions, region_losses, sampled
 from cnnctl.ops.boxes import Detections
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.regions import pyramid_roi_align
 from cnnctl.structures import Images
@@ -188,6 +189,7 @@ class FasterRCNN(DetectionModel):
         found = self.rpn.propose(self.rpn(list(features.maps.values()), features.size), images)
         return found.boxes, found.scores
 
+    @timed(REGIONS)
     def _heads(self, features: Features, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, K, 4) deltas."""
         return self.roi_heads(self.pooled(features, boxes, image, BINS))

@@ -14,7 +14,6 @@ of a class that overlap by more than 0.3 are one.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +23,10 @@ from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import freeze_norm
-from cnnctl.backbones.resnet import ResNet
-from cnnctl.backbones.vgg import VGG
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, truth_of
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
+from cnnctl.models.region_head import RegionHead, parts_of
 from cnnctl.models.region_proposals import (
     Proposals,
     ProposalSettings,
@@ -36,6 +34,7 @@ from cnnctl.models.region_proposals import (
     sides_for,
 )
 from cnnctl.models.regions import in_a_row, named_regions, region_losses, sampled
+from cnnctl.ops import clock
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.regions import roi_pool
@@ -63,7 +62,7 @@ class FasterRCNNC4(DetectionModel):
     Args:
         num_classes: K.
         size: (h, w) of the training input.
-        backbone: a VGG or a ResNet.
+        backbone: a VGG, AlexNet or a ResNet.
         anchor_scales: sides of the anchors in pixels; None is the paper's 128, 256 and 512 for an
             image of 600, and the same shares of the shorter side of ``size`` for every other.
         ratios: height / width of the anchors.
@@ -115,8 +114,8 @@ class FasterRCNNC4(DetectionModel):
         self.score, self.overlap, self.most = score, overlap, detections
         if frozen_norm:
             freeze_norm(backbone)
-        parts = _parts(backbone, size)
-        self.trunk, self.stride, self.bins = parts.trunk, backbone.strides["c4"], parts.bins
+        parts = parts_of(backbone, size, "faster_rcnn_c4")
+        self.trunk, self.stride, self.bins = parts.trunk, parts.stride, parts.bins
         # Of the first step only: what its proposals were learnt with, beside the detector's own.
         self.alone = copy.deepcopy(self.trunk) if alternating else None
         self.rpn = RegionProposals(
@@ -126,7 +125,7 @@ class FasterRCNNC4(DetectionModel):
             ProposalSettings(inside=True, before=COMPARED, after=(proposals_train, proposals_test)),
             HIDDEN,
         )
-        self.head = _RegionHead(parts.top, parts.width, num_classes)
+        self.head = RegionHead(parts.top, parts.width, num_classes)
 
     def features(self, pixels: Tensor) -> Features:
         pixels = filled_up(pixels, self.stride)
@@ -200,6 +199,7 @@ class FasterRCNNC4(DetectionModel):
         logits, deltas = self._read(maps, regions.boxes, regions.image)
         return region_losses(logits, deltas, regions, bend=BEND)
 
+    @clock.timed(clock.REGIONS)
     def _read(self, maps: Tensor, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, K, 4) deltas."""
         return self.head(self.pooled(maps, boxes, image))
@@ -207,57 +207,6 @@ class FasterRCNNC4(DetectionModel):
     def pooled(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
         """(B, C, bins, bins) of boxes (B, 4)."""
         return roi_pool(maps, boxes, image, (self.bins, self.bins), 1 / self.stride)
-
-
-class _RegionHead(nn.Module):
-    """What a backbone has above the map, and two dense layers (Fast R-CNN, section 2.3)."""
-
-    def __init__(self, top: nn.Module, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.top = top
-        self.cls_score = nn.Linear(width, num_classes + 1)
-        self.bbox_pred = nn.Linear(width, num_classes * 4)
-        for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
-            nn.init.normal_(layer.weight, std=deviation)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        return self.named(self.top(pooled))
-
-    def named(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, width) -> (B, K + 1) logits and (B, K, 4) deltas."""
-        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(1, (-1, 4))
-
-
-@dataclass
-class _Parts:
-    trunk: nn.Sequential  # to the map
-    channels: int  # of the map
-    top: nn.Module  # from (B, channels, bins, bins) to (B, width)
-    width: int
-    bins: int
-
-
-def _parts(backbone: Backbone, size: tuple[int, int]) -> _Parts:
-    if isinstance(backbone, VGG):
-        top = backbone.build_top()
-        width = [layer.out_features for layer in top if isinstance(layer, nn.Linear)][-1]
-        trunk = backbone.features[:-1]  # without the last pooling
-        return _Parts(trunk, backbone.channels["c5"], top, width, 7)
-    if isinstance(backbone, ResNet):
-        top = nn.Sequential(
-            OrderedDict(layer4=backbone.layer4, mean=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-        )
-        bins = 14 if min(size) >= SMALL else 7
-        channels = backbone.channels
-        return _Parts(until_c4(backbone), channels["c4"], top, channels["c5"], bins)
-    raise ValueError(f"faster_rcnn_c4 needs a VGG or a ResNet, got {type(backbone).__name__}")
-
-
-def until_c4(backbone: ResNet) -> nn.Sequential:
-    """The layers from pixels to c4, by their names."""
-    names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
-    return nn.Sequential(OrderedDict((name, getattr(backbone, name)) for name in names))
 
 
 def require_anchors(

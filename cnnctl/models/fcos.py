@@ -30,6 +30,7 @@ from cnnctl.models.one_stage import (
 )
 from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.ops.boxes import Detections, area, centred
+from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.levels import TiledLevels, best_of_levels, filled_up, focal_sums
 from cnnctl.ops.matching import NEGATIVE, taken
 from cnnctl.structures import Images
@@ -174,6 +175,7 @@ class FCOS(DetectionModel):
         least_size, row = size.min(1)
         return torch.where(least_size.isfinite(), row, NEGATIVE)
 
+    @timed(POST_PROCESSING)
     def detect(self, features: Said, images: Images) -> Detections:
         def boxes(rows: Tensor) -> Tensor:
             return _boxes(taken(features.sides, rows), features.cells[rows])

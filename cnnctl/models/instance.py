@@ -17,6 +17,7 @@ from torch import Tensor
 from cnnctl.models.detection import DetectionModel, Truth, in_order
 from cnnctl.models.regions import Regions, hardest_of_images
 from cnnctl.ops.boxes import Detections
+from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.masks import Masks, sampled_masks
 from cnnctl.ops.run_lengths import paste
 from cnnctl.structures import Images, Predictions
@@ -42,6 +43,7 @@ class InstanceModel(DetectionModel):
     @abstractmethod
     def detect(self, features: Any, images: Images) -> Instances: ...
 
+    @timed(POST_PROCESSING)
     def in_original_pixels(
         self, found: Sequence[tuple[Tensor | slice, Detections]], images: Images
     ) -> Predictions:

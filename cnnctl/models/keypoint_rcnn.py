@@ -25,6 +25,7 @@ from cnnctl.models.mask_rcnn import start_layers
 from cnnctl.models.one_stage import SMALL, require_counts
 from cnnctl.models.pose import PoseModel, Poses, count_points
 from cnnctl.models.published_detectors import Published, load_published
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Images
 
@@ -148,6 +149,7 @@ class KeypointRCNN(FasterRCNN, PoseModel):
             points[own] = likeliest(self.point_logits(features, boxes, own[0]), boxes)
         return Poses(found.boxes, found.scores, found.labels, points)
 
+    @timed(REGIONS)
     def point_logits(self, features: Features, boxes: Tensor, image: Tensor) -> Tensor:
         """(B, J, 56, 56) of boxes (B, 4) of images (B,)."""
         hidden = self.roi_heads.get_submodule("keypoint_head")(

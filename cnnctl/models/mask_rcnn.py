@@ -32,6 +32,7 @@ from cnnctl.models.instance import (
 )
 from cnnctl.models.one_stage import SMALL, require_counts
 from cnnctl.models.published_detectors import Published, load_published
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.structures import Images
 
 BINS, SIDE = 14, 28  # of a region, and of its mask, each way
@@ -147,6 +148,7 @@ class MaskRCNN(FasterRCNN, InstanceModel):
         found = super().detect(features, images)
         return with_masks(found, SIDE, lambda *regions: self.mask_logits(features, *regions))
 
+    @timed(REGIONS)
     def mask_logits(
         self, features: Features, boxes: Tensor, image: Tensor, labels: Tensor
     ) -> Tensor:

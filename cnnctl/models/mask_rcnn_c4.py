@@ -28,6 +28,7 @@ from cnnctl.models.mask_rcnn import MaskPredictor, start_layers
 from cnnctl.models.one_stage import require_counts
 from cnnctl.models.region_proposals import Proposals
 from cnnctl.models.regions import region_losses, sampled
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.regions import roi_align
 from cnnctl.structures import Images
 
@@ -112,10 +113,12 @@ class MaskRCNNC4(FasterRCNNC4, InstanceModel):
         losses = region_losses(logits, deltas, regions, bend=BEND)
         return {**losses, "mask": mask_loss(said, wanted)}
 
+    @timed(REGIONS)
     def _deep(self, maps: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
         """(B, C, h, w), c5 of each region."""
         return self.head.top.get_submodule("layer4")(self.pooled(maps, boxes, image))
 
+    @timed(REGIONS)
     def _masks(self, deep: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, side, side), each for its class (B,)."""
         output = torch.zeros_like(labels) if self.class_agnostic else labels

@@ -21,6 +21,7 @@ from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
 from cnnctl.ops import anchors
 from cnnctl.ops.boxes import clip, decode, encode, suppressed, together
+from cnnctl.ops.clock import PROPOSALS, timed
 from cnnctl.ops.levels import TiledLevels
 from cnnctl.ops.matching import IGNORED, match, sample, taken
 from cnnctl.structures import Images
@@ -116,6 +117,7 @@ class RegionProposals(nn.Module):
         self.anchors = TiledLevels([anchors.shapes(sides, ratios).round() for sides in scales])
         self.head = _Head(width, len(scales[0]) * len(ratios), hidden or width)
 
+    @timed(PROPOSALS)
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Said:
         """
         Args:
@@ -126,6 +128,7 @@ class RegionProposals(nn.Module):
         return Said(torch.cat(logits, 1).float(), torch.cat(deltas, 1).float(), places, counts)
 
     @torch.no_grad()
+    @timed(PROPOSALS)
     def propose(self, said: Said, images: Images) -> Proposals:
         """The best of each map, less those that a likelier one of that map overlaps."""
         before = self.settings.before[0 if self.training else 1]

@@ -14,6 +14,7 @@ from torch import Tensor
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import Truth
 from cnnctl.ops.boxes import SCALES, Detections, best_of_classes, clip, decode, encode
+from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.matching import match, sample
 from cnnctl.structures import Images
 
@@ -118,6 +119,7 @@ def in_a_row(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes.flatten(0, 1), torch.arange(n, device=boxes.device).repeat_interleave(p)
 
 
+@timed(POST_PROCESSING)
 def named_regions(
     logits: Tensor,
     deltas: Tensor,

@@ -32,6 +32,7 @@ from cnnctl.models.one_stage import (
 from cnnctl.models.published_detectors import Published, load_published
 from cnnctl.ops.anchors import shapes
 from cnnctl.ops.boxes import Detections, decode, encode
+from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.levels import TiledLevels, best_of_levels, filled_up, focal_sums
 from cnnctl.ops.matching import IGNORED, match, taken
 from cnnctl.structures import Images
@@ -165,6 +166,7 @@ class RetinaNet(DetectionModel):
         place = torch.where(positive, apart, 0.0).sum(1)
         return {"class": (named / count).mean(), "box": (place / count).mean()}
 
+    @timed(POST_PROCESSING)
     def detect(self, features: Said, images: Images) -> Detections:
         def boxes(rows: Tensor) -> Tensor:
             return decode(taken(features.deltas, rows), features.anchors[rows])

@@ -18,11 +18,13 @@ from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
-from cnnctl.models.faster_rcnn_c4 import BEND, COMPARED, HIDDEN, require_anchors, until_c4
+from cnnctl.models.faster_rcnn_c4 import BEND, COMPARED, HIDDEN, require_anchors
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
+from cnnctl.models.region_head import until
 from cnnctl.models.region_proposals import ProposalSettings, RegionProposals, sides_for
 from cnnctl.models.regions import in_a_row, named_regions, region_losses, sampled
 from cnnctl.ops.boxes import Detections
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.regions import position_sensitive_roi_pool
 from cnnctl.structures import Images
@@ -99,7 +101,7 @@ class RFCN(DetectionModel):
         self.score, self.overlap, self.most = score, overlap, detections
         if frozen_norm:
             freeze_norm(backbone)
-        self.trunk, self.layer4 = until_c4(backbone), without_stride(backbone.layer4)
+        self.trunk, self.layer4 = until(backbone, "c4"), without_stride(backbone.layer4)
         self.stride = backbone.strides["c4"]
         self.rpn = RegionProposals(
             backbone.channels["c4"],
@@ -161,6 +163,7 @@ class RFCN(DetectionModel):
         found = self.rpn.propose(self.rpn([features.map], features.size), images)
         return found.boxes, found.scores
 
+    @timed(REGIONS)
     def _votes(self, features: Features, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K + 1) logits, background last, and (B, 1, 4) deltas: the means of their bins."""
         size, scale = (self.bins, self.bins), 1 / self.stride

@@ -33,6 +33,7 @@ from cnnctl.models.published_detectors import (
 )
 from cnnctl.ops.anchors import tiled
 from cnnctl.ops.boxes import SCALES, Detections, best_of_classes, clip, decode, encode
+from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.default_boxes import default_shapes, hard_negative_sum, ratios_of, spread
 from cnnctl.ops.matching import match, taken
 from cnnctl.structures import Images
@@ -167,6 +168,7 @@ class SingleShot(DetectionModel):
             "box": torch.where(positive, apart, 0.0).sum() / total,
         }
 
+    @timed(POST_PROCESSING)
     def detect(self, features: Said, images: Images) -> Detections:
         rules = self.rules
         scores = features.logits.softmax(2)[..., 1:]  # (N, A, K)

@@ -23,6 +23,7 @@ from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.limited import LeftOut, stretched
 from cnnctl.models.one_stage import require_counts, require_shares, width_for
 from cnnctl.ops.boxes import Detections, best_of_classes, centred, clip, cornered, iou, sides_of
+from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.matching import taken
 from cnnctl.structures import Images
 
@@ -164,6 +165,7 @@ class Grid(DetectionModel):
             self.left_out.count(there.sum() - (owner >= 0).sum(), there.sum())
         return owner
 
+    @timed(POST_PROCESSING)
     def detect(self, features: Said, images: Images) -> Detections:
         boxes = decode(features.code, features.grid, features.frame).flatten(1, 2)
         # Two numbers below 0 must not be a likely class.

@@ -28,6 +28,9 @@ OF_THE_CLOCK = {
         *("_images", "_since", "_drawn", "_note", "speed", "_training_images"),
         *("_training_seconds", "_means", "_seen", "_run", "_bar", "console"),
     )
+} | {
+    f"times.{name}": "how long stages took: in a file of its own"
+    for name in ("_since", "seconds", "_stage")
 }
 OTHERS = {
     "journal.metrics": "the file itself: its length is progress.metrics_bytes",
