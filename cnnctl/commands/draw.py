@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cnnctl import build, pictures
 from cnnctl.anchor_pictures import draw_anchors, draw_proposals
+from cnnctl.commands.proposing import with_proposals
 from cnnctl.commands.start import start
 from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
@@ -23,7 +24,7 @@ from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.errors import Exit, UserError
 from cnnctl.mask_target_pictures import draw_batch_targets, stacked
-from cnnctl.models.detection import DetectionModel, truth_of
+from cnnctl.models.detection import DetectionModel, given_proposals, truth_of
 from cnnctl.randomness import key
 from cnnctl.structures import Batch
 
@@ -31,7 +32,7 @@ IMAGES = 4  # of a batch that are drawn
 
 _WITH = {  # what such a network has, and one that has it
     "anchors": "model=faster_rcnn, retinanet and ssd have them",
-    "proposals": "model=faster_rcnn has them",
+    "proposals": "model=faster_rcnn and fast_rcnn have them",
     "targets": "with task=instance model=mask_rcnn has them",
 }
 
@@ -53,7 +54,7 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None
             advice="anchors, proposals or targets",
         )  # fmt: skip
     console = Console()
-    data = build.dataset(config, "train")
+    (data,) = with_proposals(config, [build.dataset(config, "train")], Processes(), console)
     drawn = _drawn(config, data, options.draw, console)
     if drawn is None:
         raise UserError(
@@ -86,6 +87,8 @@ def _drawn(config: DictConfig, data: Dataset, what: str, console: Console) -> li
         batch = next(iter(loader.train(0, 1, count, 0))).rows(slice(IMAGES))
         if what == "targets":
             return draw_batch_targets(model, batch, data) or None
+        if what == "proposals" and model.reads_proposals:
+            return _given(batch, data)
         features = model.features(batch.images.pixels)
         return (_anchors if what == "anchors" else _proposals)(model, features, batch, data)
 
@@ -115,6 +118,18 @@ def _proposals(model: DetectionModel, features: Any, batch: Batch, data: Dataset
     for row, image in enumerate(_images(batch, data)):
         there = found[1][row] > -torch.inf
         drawn.append(draw_proposals(image, found[0][row][there], found[1][row][there].sigmoid()))
+    return drawn
+
+
+def _given(batch: Batch, data: Dataset) -> list[Tensor]:
+    """The proposals that the images brought along, the likelier the higher their rank."""
+    boxes = given_proposals(batch.images)
+    assert boxes is not None
+    drawn = []
+    for row, image in enumerate(_images(batch, data)):
+        there = (boxes[row, :, 2:] > boxes[row, :, :2]).all(1)
+        ranks = torch.linspace(1, 0, int(there.sum()))
+        drawn.append(draw_proposals(image, boxes[row][there], ranks))
     return drawn
 
 

@@ -26,7 +26,9 @@ def run(config: DictConfig, chosen: dict[str, str]) -> None:
     facts = build.facts(config)
     size = build.augmentation(config, facts).size
     model = build.model(config, facts, size)
-    layers = layer_table(model, facts.channels, size)
+    method = build.proposals(config)
+    count = method.count if method is not None else 0
+    layers = layer_table(model, facts.channels, size, count)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)  # into a file or a pipe: nothing is cut off
@@ -35,7 +37,7 @@ def run(config: DictConfig, chosen: dict[str, str]) -> None:
         f" -> {len(facts.classes)} classes"
     )
     console.print(table(layers, title))
-    for line in [*totals(layers), *_truth(config, facts)]:
+    for line in [*totals(layers, count), *_truth(config, facts)]:
         console.print(line, highlight=False)
 
 
@@ -54,14 +56,19 @@ def table(layers: Layers, title: str) -> Table:
     return printed
 
 
-def totals(layers: Layers) -> list[str]:
-    """What the whole network costs, each figure with its unit."""
+def totals(layers: Layers, proposals: int = 0) -> list[str]:
+    """What the whole network costs, each figure with its unit.
+
+    Args:
+        proposals: of the image, where the network was given any.
+    """
+    image = f"an image of {proposals:,} proposals" if proposals else "an image"
     unused = f", {layers.unused:,} of them for training alone" if layers.unused else ""
     return [
         f"parameters   {layers.parameters:,} ({scaled(layers.parameters)}){unused}",
-        f"FLOPs        {scaled(layers.flops)} an image, forward (convolutions, matrix products);"
+        f"FLOPs        {scaled(layers.flops)} {image}, forward (convolutions, matrix products);"
         f" 1 multiply-add = 2 FLOPs: {scaled(layers.flops / 2)} multiply-adds",
-        f"activations  {scaled(layers.activation_bytes)}B an image, forward (float32)",
+        f"activations  {scaled(layers.activation_bytes)}B {image}, forward (float32)",
         "field        side in pixels of the input that one output position sees, borders ignored",
     ]
 

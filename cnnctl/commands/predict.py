@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cnnctl import build
 from cnnctl.commands.eval import load, locate, rebuild
+from cnnctl.commands.proposing import method_of
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.image_file import printable
 from cnnctl.data.loaders import Normalize
@@ -93,7 +94,9 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     at_once = trainer.evaluation_batch(model, augmentation)
     if "label" not in task.fields and trainer.eval_batch_size is None:
         at_once = 1  # the user's images are seen in their own size, whatever it is
-    predictor = Predictor(task, model, machine, augmentation, facts, top)
+    method = method_of(config)
+    propose = method.propose if method is not None else None
+    predictor = Predictor(task, model, machine, augmentation, facts, top, propose)
     root = Path(os.path.commonpath([os.path.normpath(file.parent) for file in files]))
     places = _places(files, root)
     said, broken, pictures = [], 0, 0
@@ -158,9 +161,11 @@ class Predictor:
         augmentation: Augmentation,
         facts: Facts,
         top: int,
+        propose: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.task, self.model, self.machine = task, model, machine
         self.augmentation, self.facts, self.top = augmentation, facts, top
+        self.propose = propose
         self.normalize = Normalize(facts.mean, facts.std, machine.device)
         self.held = held_at_once(model, "prediction")
 
@@ -182,6 +187,7 @@ class Predictor:
             threads=threads,
             ahead=batch_size + threads,
             originals=drawn,
+            propose=self.propose,
         )
         for item in items:
             waiting.append(item)
@@ -194,7 +200,7 @@ class Predictor:
     @torch.inference_mode()
     def _describe(self, items: list[Item]) -> list[tuple[Item, Description | None]]:
         samples = [
-            (index, item.pixels, {"original": item.size})
+            (index, item.pixels, _seen(item))
             for index, item in enumerate(items)
             if item.pixels is not None
         ]
@@ -217,6 +223,12 @@ class Predictor:
             (item, None if item.pixels is None else {**next(descriptions), "size": [*item.size]})
             for item in items
         ]
+
+
+def _seen(item: Item) -> dict[str, Any]:
+    """What a model may know of an image besides its pixels."""
+    given = {} if item.proposals is None else {"proposals": item.proposals}
+    return {"original": item.size, **given}
 
 
 def _is_no_number(predictions: Predictions, images: Images) -> bool:

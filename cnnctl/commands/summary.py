@@ -11,8 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build
 from cnnctl.commands.eval import score, write_scores
+from cnnctl.commands.info import scaled
 from cnnctl.commands.request import Request
 from cnnctl.data.base import NoSplit
+from cnnctl.data.proposed import Proposed
+from cnnctl.data.user_cache import user_cache
 from cnnctl.engine import checkpoint
 from cnnctl.engine.console import Console
 from cnnctl.engine.journal import show, shown
@@ -22,7 +25,7 @@ from cnnctl.models.base import GradientStage
 # What TensorBoard's table compares runs by: groups with all their keys, and some of the trainer's.
 COMPARED = (
     *("task", "data", "model", "backbone", "augmentation", "optimizer", "schedule"),
-    "transfer",
+    *("transfer", "proposals"),
 )
 COMPARED_OF_TRAINER = (
     *("epochs", "steps", "batch_size", "accumulate", "clip", "ema"),
@@ -40,7 +43,10 @@ def announce(
     total, per_epoch = loop.trainer.total_steps(len(train))
     height, width = loop.train.augmentation.size
     optimizer = {k: v for k, v in config.optimizer.items() if k != "_target_"}
-    transfer = {k: v for k, v in (config.get("transfer") or {}).items() if k != "_target_"}
+    transfer, proposals = (
+        {k: v for k, v in (config.get(group) or {}).items() if k != "_target_"}
+        for group in ("transfer", "proposals")
+    )
     val = len(loop.val.dataset) if loop.val else 0
     home = train.home(config.data.get("root"))
     rows = [
@@ -55,6 +61,8 @@ def announce(
         ("input", f"{train.channels} x {height} x {width}, augmentation {chosen['augmentation']}"),
         ("optimizer", f"{chosen['optimizer']} {_inline(optimizer)}, schedule {chosen['schedule']}"),
         ("transfer", f"{chosen['transfer']} {_inline(transfer)}".rstrip() if transfer else ""),
+        ("proposals", f"{chosen['proposals']} {_inline(proposals)}" if proposals else ""),
+        ("features", _kept(loop)),
         ("steps", f"{total:,} ({per_epoch:,} an epoch) of {loop.trainer.batch_size} images"),
         ("machine", f"{loop.machine.describe()}, {loop.processes.world} process(es)"),
         ("run", str(directory)),
@@ -77,6 +85,14 @@ def announce(
         console.say(f"schedule {chosen['schedule']} follows the run's new length from here on")
     if request.resumed is not None and loop.resumed is not None:
         console.say(f"resumed at step {loop.resumed['progress']['total_steps']}")
+
+
+def _kept(loop: Loop) -> str:
+    """What training puts on the disk beside its checkpoints, and where; empty: nothing."""
+    data = loop.train.dataset
+    most = data.most if isinstance(data, Proposed) else 0
+    needed = loop.model.disk_needed(len(data), most)
+    return f"at most {scaled(needed)}B in {user_cache('features')}" if needed else ""
 
 
 def _inline(values: dict[str, Any]) -> str:
@@ -126,6 +142,7 @@ def finish(console: Console, request: Request, loop: Loop, directory: Path, star
         "steps": progress.total_steps,
         "test": scores,
         "seconds": seconds,
+        "stages": loop.times.seconds,
         "images_per_second": speed,
         "parameters": sum(p.numel() for p in loop.model.parameters()),
         **speed_of_one,

@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cnnctl import build, compose, outcome
+from cnnctl.commands.proposing import with_proposals
 from cnnctl.commands.request import Request, last_checkpoint
 from cnnctl.commands.start import start
 from cnnctl.commands.summary import announce, finish, hparams
@@ -138,6 +139,9 @@ def _prepare(
     train, val = build.dataset(config, "train"), _validation(config)
     if trainer.learn_by_heart is not None:
         train = val = _part(train, trainer.learn_by_heart)
+    splits = [train] if val is None or val is train else [train, val]
+    splits = with_proposals(config, splits, processes, console, stop)
+    train, val = splits[0], splits[-1] if val is not None else None
     if monitor not in task.evaluator(train).names:
         raise UserError(
             f"{monitor} says nothing about {len(train.classes)} classes",

@@ -29,6 +29,7 @@ class Item:
     pixels: Tensor | None = None  # uint8, as prepared for the network
     size: tuple[int, int] = (0, 0)  # (h, w) of the file's image
     original: Tensor | None = None  # (C, h, w) uint8, shrunk where it is large; where wanted
+    proposals: Tensor | None = None  # (P, 4) in pixels of the file's image; where wanted
     problem: str | None = None
 
 
@@ -85,6 +86,7 @@ def read_ahead(
     threads: int,
     ahead: int,
     originals: int,
+    propose: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Item]:
     """The files in order, each read and prepared before it is asked for.
 
@@ -92,6 +94,7 @@ def read_ahead(
         prepare: (C, h, w) uint8 -> what the network sees.
         ahead: how many wait in memory at most.
         originals: how many, from the first, keep their own pixels too.
+        propose: (C, h, w) uint8 -> (P, 4) where things may be in it.
     """
 
     def read(path: Path, keep: bool) -> Item:
@@ -100,7 +103,8 @@ def read_ahead(
         except UserError as error:
             return Item(path, problem=str(error))
         size = (image.shape[-2], image.shape[-1])
-        return Item(path, prepare(image), size, _shrunk(image) if keep else None)
+        boxes = propose(image) if propose is not None else None
+        return Item(path, prepare(image), size, _shrunk(image) if keep else None, boxes)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
     pending: deque[Future[Item]] = deque()

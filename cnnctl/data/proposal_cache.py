@@ -67,6 +67,10 @@ class Kept:
         """(M,) boxes of each image."""
         return np.diff(self.ends, prepend=0)
 
+    @property
+    def most(self) -> int:
+        return int(self.counts().max(initial=0))
+
     def of(self, index: int, image: Tensor | None = None) -> Tensor:
         """(P, 4) float32 of one image, a copy."""
         start = int(self.ends[index - 1]) if index else 0

@@ -25,6 +25,11 @@ class Found(Protocol):
         """(P, 4) float32 in pixels of that image, the likeliest first."""
         ...
 
+    @property
+    def most(self) -> int:
+        """Proposals of an image at most."""
+        ...
+
 
 class Computed:
     """Proposals made when they are asked for; those of a method that does not look, once a size."""
@@ -32,6 +37,10 @@ class Computed:
     def __init__(self, method: ProposalMethod) -> None:
         self.method = method
         self._of_size: dict[tuple[int, ...], Tensor] = {}
+
+    @property
+    def most(self) -> int:
+        return self.method.count
 
     def of(self, index: int, image: Tensor) -> Tensor:
         if self.method.looks:
@@ -61,6 +70,11 @@ class Proposed(Dataset):
         self.whole, self.method, self.found = whole, method, found
         for name in _FACTS:
             setattr(self, name, getattr(whole, name))
+
+    @property
+    def most(self) -> int:
+        """Proposals of an image at most."""
+        return self.found.most
 
     def __len__(self) -> int:
         return len(self.whole)

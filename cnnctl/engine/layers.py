@@ -61,10 +61,15 @@ class Layers:
 
 
 @torch.no_grad()
-def layer_table(model: Model, in_channels: int, size: tuple[int, int]) -> Layers:
+def layer_table(
+    model: Model, in_channels: int, size: tuple[int, int], proposals: int = 0
+) -> Layers:
     """Run ``predict`` once on one image of zeros, (1, in_channels, *size), in eval mode.
 
     The model is left as it was: mode, weights, running statistics, hooks.
+
+    Args:
+        proposals: how many there are in it, spread over the image; for a model that reads them.
     """
     first = next(model.parameters(), torch.zeros(()))
     pixels = torch.zeros(1, in_channels, *size, device=first.device, dtype=first.dtype)
@@ -76,10 +81,20 @@ def layer_table(model: Model, in_channels: int, size: tuple[int, int]) -> Layers
         stack.enter_context(counter)
         stack.enter_context(tracker)
         tracker.start(pixels)
-        model.predict(Images(pixels, [size], [size]))
+        given = _spread(proposals, size).to(pixels) if model.reads_proposals else None
+        model.predict(Images(pixels, [size], [size], given))
         flops = counter.get_total_flops()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Layers(rows, parameters, flops, tracker.activation_bytes, _unused(model, rows))
+
+
+def _spread(count: int, size: tuple[int, int]) -> Tensor:
+    """(1, count, 4): boxes of half the sides of an image (h, w), from corner to corner."""
+    h, w = size
+    sides = torch.tensor([w, h, w, h]) / 2
+    share = torch.linspace(0, 1, count)[:, None]
+    corner = torch.tensor([0.0, 0.0, 1.0, 1.0]) * sides
+    return (corner + share * sides)[None]
 
 
 def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
