@@ -16,7 +16,7 @@ PACKAGE = Path(cnnctl.__file__).parent
 
 # Part -> the parts that it may import; the package's own modules by their first name, but for the
 # two modules of a folder that others see through.
-BASE = {"errors", "structures", "randomness", "skeleton"}
+BASE = {"errors", "structures", "randomness", "skeleton", "user_cache"}
 # What draws for a task; these may use each other, and no two of them in a circle (below).
 DRAWING = {"anchor_pictures", "box_marks", "box_pictures", "chart_pictures", "detection_charts"}
 DRAWING |= {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "randomness": set(),
     "structures": set(),
     "skeleton": set(),
+    "user_cache": set(),
     "help": set(),
     "ops": BASE,
     "metrics": BASE | {"ops"},

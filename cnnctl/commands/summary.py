@@ -15,12 +15,12 @@ from cnnctl.commands.info import scaled
 from cnnctl.commands.request import Request
 from cnnctl.data.base import NoSplit
 from cnnctl.data.proposed import Proposed
-from cnnctl.data.user_cache import user_cache
 from cnnctl.engine import checkpoint
 from cnnctl.engine.console import Console
 from cnnctl.engine.journal import show, shown
 from cnnctl.engine.loop import Loop
 from cnnctl.models.base import GradientStage
+from cnnctl.user_cache import user_cache
 
 # What TensorBoard's table compares runs by: groups with all their keys, and some of the trainer's.
 COMPARED = (

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cnnctl.data.user_cache import user_cache
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import permutation
 from cnnctl.skeleton import Skeleton
 from cnnctl.structures import IGNORE
+from cnnctl.user_cache import user_cache
 
 SPLITS = ("train", "val", "test")
 STALLED = 30.0  # seconds without a byte after which a download is given up

@@ -27,8 +27,8 @@ from cnnctl.data.coco_json import Faults, together
 from cnnctl.data.coco_records import Records, Use, read_records
 from cnnctl.data.coco_skeletons import Points
 from cnnctl.data.image_file import printable
-from cnnctl.data.user_cache import user_cache
 from cnnctl.errors import Exit, UserError
+from cnnctl.user_cache import user_cache
 
 _FORM = 6  # of the cached arrays; another number, another place
 _LARGE = 16 << 20  # bytes of an annotation file that is worth a cache

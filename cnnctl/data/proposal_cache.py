@@ -33,8 +33,8 @@ from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
 from cnnctl.data.loaders import start_worker
 from cnnctl.data.proposals.base import ProposalMethod
-from cnnctl.data.user_cache import user_cache
 from cnnctl.errors import Exit, UserError
+from cnnctl.user_cache import user_cache
 
 PART = 64  # images whose proposals are written at a time
 _FORM = 1  # of what is kept; another number, another place

@@ -22,6 +22,8 @@ from cnnctl.commands import eval as evaluation
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.data.digit_points import SKELETON
+from cnnctl.data.proposals.sliding_windows import SlidingWindows
+from cnnctl.data.proposed import proposed
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import Checkpoints
 from cnnctl.engine.distributed import Processes
@@ -91,7 +93,9 @@ def built(config: DictConfig, data: Any) -> tuple[Any, tuple[int, int]]:
 
 
 def some(config: DictConfig, data: Dataset, count: int) -> Batch:
-    """An augmented training batch, as the loop gets it."""
+    """An augmented training batch, as the loop gets it; with some proposals where it has any."""
+    if build.proposals(config) is not None:
+        data = proposed(data, SlidingWindows(count=200))
     trainer = dataclasses.replace(build.trainer(config), workers=0, batch_size=count)
     machine = Machine(CPU, torch.float32, channels_last=True)
     loader = trainer.load(data, build.augmentation(config, data), machine, Processes(), 0)
