@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,20 @@ from torch import Tensor, nn
 from cnnctl.errors import Exit, UserError
 
 
+@dataclass(frozen=True)
+class Head:
+    """The linear layer that a published network has on the mean of its deepest map.
+
+    Args:
+        weight: (K, D); bias: (K,).
+        categories: the names of the K classes.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    categories: tuple[str, ...]
+
+
 class Backbone(nn.Module, ABC):
     """A network from pixels (N, C, H, W) to feature maps.
 
@@ -26,10 +41,12 @@ class Backbone(nn.Module, ABC):
     Attributes:
         channels: of each map, by name, from the shallowest to the deepest.
         strides: input pixels between two neighbours of each map, in the same order.
+        head: of the published weights that were loaded, for a classifier of the same classes.
     """
 
     channels: dict[str, int]
     strides: dict[str, int]
+    head: Head | None = None
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:

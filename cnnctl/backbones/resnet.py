@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cnnctl.backbones.base import Backbone, published_weights
+from cnnctl.backbones.base import Backbone, Head, published_weights
 
 _NAMES = ("c2", "c3", "c4", "c5")
 
@@ -54,6 +54,9 @@ class ResNet(Backbone):
         network: Any = get_model(f"resnet{depth}", weights=None)
         if weights is not None:
             network.load_state_dict(published_weights(entries[weights].value))
+            if not small_input:
+                fc, categories = network.fc, entries[weights].value.meta["categories"]
+                self.head = Head(fc.weight.detach(), fc.bias.detach(), tuple(categories))
         self.conv1 = _stem(network.conv1, in_channels, small_input, weights is not None)
         self.bn1, self.relu = network.bn1, network.relu
         self.maxpool = nn.Identity() if small_input else network.maxpool

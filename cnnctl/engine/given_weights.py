@@ -245,11 +245,13 @@ def _but_for_channels(value: Tensor, own: Tensor) -> bool:
 
 def of_published(model: Any, name: str, whole: bool) -> Taken:
     """What a model took of weights that it loaded itself, by the layers that it names as rebuilt;
-    of a backbone's weights (not ``whole``), all that is not the backbone."""
+    of a backbone's weights (not ``whole``), all that is not the backbone or filled from them."""
     taken, rebuilt = Taken(f"weights {name}"), tuple(model.rebuilt)
     for key in model.state_dict():
         if key.startswith("criterion."):
             continue
-        anew = key.rpartition(".")[0] in rebuilt if whole else "backbone" not in key.split(".")
+        layer = key.rpartition(".")[0]
+        of_backbone = "backbone" in key.split(".") or layer in model.published
+        anew = layer in rebuilt if whole else not of_backbone
         (taken.rebuilt if anew else taken.loaded).append(key)
     return taken

@@ -77,6 +77,7 @@ class Model(nn.Module, ABC):
     Attributes:
         eval_pixels: of the images that are evaluated at once, by default.
         rebuilt: the layers that start at random in spite of published weights, by name.
+        published: the layers beside the backbone that the backbone's published weights filled.
         trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
         needs: columns of the truth without which it cannot be built: a task must have them.
         reads_proposals: whether it looks only where ``Images.proposals`` says.
@@ -86,6 +87,7 @@ class Model(nn.Module, ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     reads_proposals: ClassVar[bool] = False
     rebuilt: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
     trained_shape: tuple[int, int, int] | None = None
 
     @abstractmethod

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone
 from cnnctl.models.base import ClassificationModel
+from cnnctl.models.published_classifiers import same_classes
 from cnnctl.ops.score_maps import Trunk
 
 
@@ -26,6 +27,8 @@ class Classifier(ClassificationModel):
         size: (h, w) of the input.
         pool: "avg" or "max" over all positions of the map.
         dropout: probability of zeroing a pooled feature (Srivastava et al., JMLR 15, 2014).
+        classes: the data's; where they are those of the backbone's published weights, and ``pool``
+            is "avg" as theirs, the linear layer is the published one too.
 
     Raises:
         ValueError: an argument is out of range, or the input is smaller than the total stride.
@@ -38,6 +41,7 @@ class Classifier(ClassificationModel):
         size: tuple[int, int],
         pool: Literal["avg", "max"] = "avg",
         dropout: float = 0.0,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if pool not in ("avg", "max"):
@@ -49,6 +53,10 @@ class Classifier(ClassificationModel):
         self.pool = pool
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(backbone.channels[backbone.deepest], num_classes)
+        head, backbone.head = backbone.head, None
+        if head and pool == "avg" and same_classes(head.categories, num_classes, classes):
+            self.linear.load_state_dict({"weight": head.weight, "bias": head.bias})
+            self.published = ("linear",)
 
     def features(self, pixels: Tensor) -> Tensor:
         """The backbone's deepest map, (N, C, h, w)."""

@@ -47,7 +47,7 @@ def load_classifier(
     adapt_pixels(state, model.state_dict(), normal)
     heads = (list(state)[-1].rpartition(".")[0],) if heads is None else tuple(heads)
     rebuilt: tuple[str, ...] = ()
-    if not _same_classes(entry.meta["categories"], num_classes, classes):
+    if not same_classes(entry.meta["categories"], num_classes, classes):
         rebuilt = tuple(heads)
         state = {key: v for key, v in state.items() if key.rpartition(".")[0] not in rebuilt}
     own = {
@@ -63,7 +63,9 @@ def load_classifier(
     return rebuilt
 
 
-def _same_classes(categories: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
+def same_classes(categories: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
+    """Whether the data's K ``classes`` are the published ones, in their order: by their names, or
+    as ImageNet's folders are called."""
     if num_classes != len(categories):
         return False
     if not classes or list(classes) == list(categories):

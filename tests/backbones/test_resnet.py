@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 from urllib.error import URLError
 
 import pytest
@@ -15,7 +16,9 @@ from torchvision import models
 from cnnctl.backbones import base
 from cnnctl.backbones.base import published_weights
 from cnnctl.backbones.resnet import ResNet
+from cnnctl.engine.given_weights import of_published
 from cnnctl.errors import Exit, UserError
+from cnnctl.models.classifier import Classifier
 
 
 def pixels(channels: int = 3, side: int = 64) -> Tensor:
@@ -86,6 +89,26 @@ def test_published_weights_load(published):
     network, _, _ = published
     ours = ResNet(18, weights="IMAGENET1K_V1").eval()
     assert all(torch.equal(network.state_dict()[k], v) for k, v in ours.state_dict().items())
+
+
+def test_a_classifier_of_the_same_classes_has_the_published_head_too(published):
+    network, _, entry = published
+    names = tuple(entry.meta["categories"])
+
+    def classifier(classes: tuple[str, ...], pool: Literal["avg", "max"] = "avg") -> Classifier:
+        backbone = ResNet(18, weights="IMAGENET1K_V1")
+        return Classifier(backbone, len(classes), (64, 64), pool, classes=classes).eval()
+
+    folders = tuple(f"n{number:08d}" for number in range(1000))
+    for classes in (names, folders):
+        whole = classifier(classes)
+        with torch.no_grad():
+            torch.testing.assert_close(whole(pixels(3)), network(pixels(3)))
+        assert of_published(whole, "IMAGENET1K_V1", whole=False).rebuilt == []
+    for other in (classifier(names[::-1]), classifier(names[:10]), classifier(names, "max")):
+        assert other.published == ()
+        said = of_published(other, "IMAGENET1K_V1", whole=False)
+        assert said.rebuilt == ["linear.weight", "linear.bias"]
 
 
 @pytest.mark.parametrize("channels", [1, 4])

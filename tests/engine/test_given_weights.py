@@ -182,7 +182,7 @@ def test_what_published_weights_hold(whole, rebuilt, anew):
     model: Any = torch.nn.ModuleDict(
         {"backbone": torch.nn.Linear(2, 3), "head": torch.nn.Linear(3, 1)}
     )
-    model.rebuilt = rebuilt
+    model.rebuilt, model.published = rebuilt, ()
     taken = given_weights.of_published(model, "COCO_V1", whole)
     assert taken.rebuilt == anew
     assert taken.loaded == [name for name in model.state_dict() if name not in anew]
