@@ -17,12 +17,11 @@ from cnnctl.data.loaders import Loader
 from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.engine.machine import Machine
 from cnnctl.models.base import Model
-from cnnctl.ops.clock import PROPOSALS, Clock, timed
+from cnnctl.ops.clock import OTHER, PROPOSALS, Clock, in_order, timed
 from cnnctl.structures import Images
 
 _IMAGES, _WARM = 50, 3  # timed one by one, after some that are not
 _SECONDS = 20.0  # after which no further image is timed: slow networks are timed on fewer
-OTHER = "other"  # what belongs to no part that a model names
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,12 @@ def measured(
 
 
 def medians(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Milliseconds of each part over the seconds of several images, ``OTHER`` last; empty where
-    nothing has a name."""
-    names = dict.fromkeys(name for shares in parts for name in shares if name != OTHER)
-    if not names:
+    """Milliseconds of each part over the seconds of several images; empty where nothing has a
+    name."""
+    names = in_order(name for shares in parts for name in shares)
+    if names == [OTHER]:
         return {}
-    return {
-        name: 1000 * median(shares.get(name, 0.0) for shares in parts) for name in (*names, OTHER)
-    }
+    return {name: 1000 * median(shares.get(name, 0.0) for shares in parts) for name in names}
 
 
 def _copy(images: Images) -> Images:

@@ -21,6 +21,7 @@ from cnnctl.commands.combinations import config_loader, list_jobs
 from cnnctl.commands.error_curves import draw_errors
 from cnnctl.commands.jobs import Job, Result
 from cnnctl.commands.launch import PLAN, STOP, Launch, launcher, stopping
+from cnnctl.commands.time_parts import show_time_parts
 from cnnctl.engine.checkpoint import disk_error
 from cnnctl.engine.console import Console
 from cnnctl.engine.run import RunDirectory
@@ -140,6 +141,7 @@ def _sweep(plan: list[Job], directory: Path, launch: Launch, flag: StopFlag, aga
     results = jobs.ranked([jobs.look(job, directory / job.name) for job in plan])
     jobs.write_csv(directory / "sweep.csv", results)
     jobs.show_table(console, "sweep", results)
+    show_time_parts(console, results, directory)
     if (picture := draw_speed(results, directory)) is not None:
         console.say(f"accuracy over time: {picture}")
     if (picture := draw_errors(results, directory)) is not None:

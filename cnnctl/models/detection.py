@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class DetectionModel(Model):
     """
 
     eval_pixels = 1 << 20
+    # Seconds of an image by the paper, for the proposals and for the rest; a sweep shows them.
+    published_seconds: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
     def features(self, pixels: Tensor) -> Any:

@@ -10,7 +10,7 @@ Without a clock, which is nearly always, ``timed`` costs a function call.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -19,6 +19,8 @@ import torch
 # The parts of a detector, as the papers split their times.
 PROPOSALS, CONVOLUTION = "proposals", "convolution"
 REGIONS, POST_PROCESSING = "regions", "post-processing"
+PARTS = (PROPOSALS, CONVOLUTION, REGIONS, POST_PROCESSING)
+OTHER = "other"  # what belongs to no part that a model names
 
 
 class Clock:
@@ -42,6 +44,13 @@ class Clock:
 
 
 _clock: ContextVar[Clock | None] = ContextVar("clock", default=None)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name once: as the papers list them, then a model's own, and ``OTHER`` at the end."""
+    there = dict.fromkeys(names)
+    own = [name for name in there if name not in PARTS and name != OTHER]
+    return [name for name in (*PARTS, *own, OTHER) if name in there]
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def test_proposals_from_outside_the_network_count(monkeypatch):
     monkeypatch.setattr("cnnctl.ops.clock._now", lambda: 0.0)
     found = speed.measured(model, loader, machine, Slow(ticking=ticking))
     assert (found.images, found.median) == (2, 1000.0)
-    assert found.parts == {CONVOLUTION: 0, POST_PROCESSING: 0, PROPOSALS: 1000.0, "other": 0}
+    assert found.parts == {PROPOSALS: 1000.0, CONVOLUTION: 0, POST_PROCESSING: 0, "other": 0}
     (what, total), (of_it, parts), *_ = found.rows()
     assert (what, of_it) == ("proposals and network, one image", "of it, ms")
     assert total.startswith("1e+03 ms")
