@@ -81,6 +81,7 @@ class Model(nn.Module, ABC):
         trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
         needs: columns of the truth without which it cannot be built: a task must have them.
         reads_proposals: whether it looks only where ``Images.proposals`` says.
+        training_images: of the run; the loop sets it, before the first stage.
     """
 
     eval_pixels: ClassVar[int] = 1 << 26
@@ -89,6 +90,7 @@ class Model(nn.Module, ABC):
     rebuilt: tuple[str, ...] = ()
     published: tuple[str, ...] = ()
     trained_shape: tuple[int, int, int] | None = None
+    training_images: int | None = None
 
     @abstractmethod
     def loss(self, images: Images, targets: Targets) -> Losses:

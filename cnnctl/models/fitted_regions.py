@@ -1,0 +1,415 @@
+"""A linear SVM and a box regressor for each class, on what a network says of regions.
+
+Girshick, Donahue, Darrell, Malik, "Rich feature hierarchies for accurate object detection and
+semantic segmentation", arXiv:1311.2524, sections 2.2 and 2.3, appendices B and C; SPP-net (He et
+al., arXiv:1406.4729, section 4.1) solves the same on other features.
+
+Neither is trained by a gradient: each is a stage that is solved at once (``FitStage``), on features
+that are computed once and kept on the disk meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnnctl.errors import Exit, UserError
+from cnnctl.models.base import FitStage
+from cnnctl.models.detection import Truth, given_proposals, truth_of
+from cnnctl.models.feature_cache import (
+    ROWS,
+    Columns,
+    FeatureFolder,
+    FeatureStore,
+    image_digests,
+    require_space,
+    row_bytes,
+)
+from cnnctl.ops.box_ridge import ridge
+from cnnctl.ops.boxes import Detections, best_of_classes, clip, decode, encode, iou
+from cnnctl.ops.hard_negatives import NORM, Mining, chunks, mined_planes
+from cnnctl.structures import Batch, Images
+
+BESIDE = 16  # true boxes of an image that are reckoned with where a size is told beforehand
+NEAR = 0.25  # share of the proposals that are near a true box, likewise
+READ = 1 << 24  # numbers of the rows that ridge regression reads at a time
+
+
+@dataclass
+class RegionFeatures:
+    """What a network says of B regions.
+
+    Args:
+        named: (B, D) what the SVMs see: fc7 in the papers.
+        placed: (B, E) what the regressors see, where things in the region still have places: pool5.
+    """
+
+    named: Tensor
+    placed: Tensor
+
+
+# (images of any sizes, boxes (B, 4) in input pixels, image (B,) int64 whose each is, in order) ->
+# what the network says of them, in bounded memory
+Describe = Callable[[Images, Tensor, Tensor], RegionFeatures]
+# regions (N, P, 4), which of them are taken, which of these must be (N, P), columns (N, P, ...)
+Chosen = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
+Choose = Callable[[Tensor, Tensor, Truth], Chosen]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How SVMs and regressors are solved.
+
+    Args:
+        svm: solve SVMs; else the network's own softmax says what a region is.
+        regress: solve regressors; else boxes stay as they were proposed.
+        negative: a proposal that overlaps all boxes of a class by less is a negative of it.
+        near: proposals that overlap a box by more are what its class's regressor learns from.
+        penalty: of the regressors' squared weights, on features of an average norm of 20.
+        images: of the training data that all is solved on, the first ones; None: all.
+        cache_gb: of features on the disk at most; where there were more, fewer proposals of an
+            image are taken.
+        mining: of the SVMs.
+    """
+
+    svm: bool = True
+    regress: bool = True
+    negative: float = 0.3
+    near: float = 0.6
+    penalty: float = 1000.0
+    images: int | None = None
+    cache_gb: float = 20.0
+    mining: Mining = field(default_factory=Mining)
+
+    def __post_init__(self) -> None:
+        if not (self.penalty > 0 and self.cache_gb > 0 and self.mining.C > 0):
+            raise ValueError(
+                "ridge, cache_gb and C must be above 0, got"
+                f" {self.penalty:g}, {self.cache_gb:g} and {self.mining.C:g}"
+            )
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"fit_images must be at least 1, got {self.images}")
+
+
+class FittedRegions(nn.Module):
+    """The planes (K, D) of the SVMs and the regressors (K, 4, E), as buffers.
+
+    Before they are solved every margin is 0 and no box is moved; ``solved`` says so.
+
+    Args:
+        num_classes: K.
+        named, placed: D and E.
+        fitting: how they are solved.
+        classes: their names, for warnings.
+    """
+
+    planes: Tensor
+    biases: Tensor
+    regressors: Tensor
+    offsets: Tensor
+    solved: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        named: int,
+        placed: int,
+        fitting: Fitting,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.fitting, self.classes = num_classes, fitting, classes
+        self.widths = named, placed
+        self.register_buffer("solved", torch.zeros((), dtype=torch.bool))  # the SVMs
+        if fitting.svm:
+            self.register_buffer("planes", torch.zeros(num_classes, named))
+            self.register_buffer("biases", torch.zeros(num_classes))
+        if fitting.regress:
+            self.register_buffer("regressors", torch.zeros(num_classes, 4, placed))
+            self.register_buffer("offsets", torch.zeros(num_classes, 4))
+
+    def scores(self, named: Tensor) -> Tensor:
+        """(B, D) -> (B, K) from 0 to 1: the logistic function of the margins.
+
+        It is the same for all classes, whose SVMs are trained alike (one C, features scaled once),
+        so margins and scores rank alike, within a class and across classes; 0.5 is on the plane.
+        """
+        return torch.addmm(self.biases, named.float(), self.planes.T).sigmoid()
+
+    def codes(self, placed: Tensor) -> Tensor | None:
+        """(B, E) -> (B, K, 4) what moves a box, for each class; None: boxes are not moved."""
+        if not self.fitting.regress:
+            return None
+        flat = torch.addmm(self.offsets.flatten(), placed.float(), self.regressors.flatten(0, 1).T)
+        return flat.unflatten(1, (-1, 4))
+
+    def stages(
+        self,
+        describe: Describe,
+        network: Callable[[], Iterable[Tensor]],
+        settings: str,
+        images: Callable[[], int | None],
+    ) -> list[FitStage]:
+        """ "svm" and "boxes", those that are asked for.
+
+        Args:
+            network: all weights and statistics that decide on the features.
+            settings: all other things that do, as text.
+            images: how many the training data has, None where that is not known.
+        """
+        data = _Data(self.fitting, self.num_classes, images, describe, network, settings)
+        made = [("svm", self._fit_svm)] * self.fitting.svm
+        made += [("boxes", self._fit_boxes)] * self.fitting.regress
+
+        def stage(name: str, fit: Callable[[_Data, Iterator[Batch], bool], None]) -> FitStage:
+            last = name == made[-1][0]
+            return FitStage(name, lambda batches: fit(data, batches, last), evaluate=last)
+
+        return [stage(name, fit) for name, fit in made]
+
+    def disk_needed(self, images: int, proposals: int) -> int:
+        """Bytes at most of the features of so many images with so many proposals each."""
+        data = _Data(self.fitting, self.num_classes, lambda: images)
+        kinds = (self._svm_columns(), self._boxes_columns())
+        needed = [
+            data.bytes(proposals, share, row_bytes(width, columns))
+            for width, share, columns in (
+                (self.widths[0], 1.0, kinds[0]),
+                (self.widths[1], NEAR, kinds[1]),
+            )
+        ]
+        wanted = (self.fitting.svm, self.fitting.regress)
+        return max((n for n, there in zip(needed, wanted, strict=True) if there), default=0)
+
+    def _fit_svm(self, data: _Data, batches: Iterator[Batch], last: bool) -> None:
+        folder, done = data.folder(), False
+        store = folder.store("svm", self.widths[0], self._svm_columns())
+        try:
+            data.fill(store, batches, 1.0, self._all_regions, lambda said: said.named)
+            rows, own, blocked = (store.column(name) for name in (ROWS, "own", "blocked"))
+            planes, biases = mined_planes(rows, own, blocked, self.fitting.mining, self.classes)
+            self.planes.copy_(planes)
+            self.biases.copy_(biases)
+            self.solved.fill_(True)
+            done = True
+        finally:
+            store.close()
+            folder.close(remove=done and last)
+
+    def _fit_boxes(self, data: _Data, batches: Iterator[Batch], last: bool) -> None:
+        folder, done = data.folder(), False
+        folder.drop("svm")  # a checkpoint has the SVMs
+        store = folder.store("boxes", self.widths[1], self._boxes_columns())
+        try:
+            data.fill(store, batches, NEAR, self._near_regions, lambda said: said.placed)
+            self._solve_boxes(store)
+            done = True
+        finally:
+            store.close()
+            folder.close(remove=done and last)
+
+    def _svm_columns(self) -> Columns:
+        return {"own": ((), "int16"), "blocked": ((self.num_classes,), "bool")}
+
+    def _boxes_columns(self) -> Columns:
+        return {"own": ((), "int16"), "code": ((4,), "float32")}
+
+    def _solve_boxes(self, store: FeatureStore) -> None:
+        rows, own, codes = store.column(), np.asarray(store.column("own")), store.column("code")
+        norms = [float(np.linalg.norm(chunk, axis=1).sum()) for _, chunk in chunks(rows)]
+        scale = NORM * max(1, len(rows)) / max(sum(norms), 1e-12)
+        device = self.regressors.device
+        step = max(1, READ // self.widths[1])
+        self.regressors.zero_()
+        self.offsets.zero_()
+        for number in range(self.num_classes):
+            chosen = (own == number).nonzero()[0]
+            if not len(chosen):
+                continue  # its boxes stay as they were proposed
+            parts = np.array_split(chosen, math.ceil(len(chosen) / step))
+            weights, bias = ridge(
+                (
+                    (
+                        torch.from_numpy(rows[part].astype(np.float32)).to(device) * scale,
+                        torch.from_numpy(codes[part]).to(device),
+                    )
+                    for part in parts
+                ),
+                self.fitting.penalty,
+            )
+            self.regressors[number] = weights * scale
+            self.offsets[number] = bias
+
+    def _all_regions(self, boxes: Tensor, there: Tensor, truth: Truth) -> Chosen:
+        """All proposals and true boxes of N images; of each its class where it is true, and the
+        classes of which it is no negative."""
+        own = torch.full_like(there, -1, dtype=torch.int64)
+        boxes, own = torch.cat([boxes, truth.boxes.to(boxes)], 1), torch.cat([own, truth.labels], 1)
+        there = torch.cat([there, truth.labels >= 0], 1)
+        overlaps = iou(boxes, truth.boxes.to(boxes)) >= self.fitting.negative  # (N, P + R, R)
+        kinds = torch.arange(self.num_classes, device=own.device)
+        of_class = truth.labels[:, :, None] == kinds  # (N, R, K)
+        blocked = torch.bmm(overlaps.float(), of_class.float()) > 0
+        return boxes, there, own >= 0, {"own": own, "blocked": blocked}
+
+    def _near_regions(self, boxes: Tensor, there: Tensor, truth: Truth) -> Chosen:
+        """The proposals of N images that are near a true box; the class and the code of that."""
+        n, p, _ = boxes.shape
+        if not truth.labels.shape[1]:
+            nothing = {"own": boxes.new_zeros(n, p), "code": torch.zeros_like(boxes)}
+            return boxes, torch.zeros_like(there), torch.zeros_like(there), nothing
+        overlap = iou(boxes, truth.boxes.to(boxes))
+        most, row = overlap.masked_fill((truth.labels < 0)[:, None], -1.0).max(2)  # (N, P)
+        theirs = truth.boxes.gather(1, row[:, :, None].expand(-1, -1, 4))
+        code = encode(theirs.to(boxes), boxes)
+        own = truth.labels.gather(1, row)
+        chosen = there & (most > self.fitting.near)
+        return boxes, chosen, torch.zeros_like(there), {"own": own, "code": code}
+
+
+@dataclass
+class _Data:
+    """Where the regions of the training images and their features come from."""
+
+    fitting: Fitting
+    num_classes: int
+    images: Callable[[], int | None]
+    describe: Describe | None = None
+    network: Callable[[], Iterable[Tensor]] = tuple
+    settings: str = ""
+
+    def folder(self) -> FeatureFolder:
+        fitting = self.fitting
+        decide = (self.settings, self.num_classes, fitting.negative, fitting.near)
+        share = (fitting.cache_gb, fitting.images, self.images())
+        return FeatureFolder(self.network(), repr((decide, share)))
+
+    def bytes(self, proposals: int, share: float, width: int) -> int:
+        """That a store takes at most, or would if ``cache_gb`` were larger: of rows of ``width``
+        bytes, one for a share of the proposals and for each true box."""
+        regions = math.ceil(proposals * share) + BESIDE
+        return int(min((self._count() or 0) * regions * width, self.fitting.cache_gb * 1e9))
+
+    def fill(
+        self,
+        store: FeatureStore,
+        batches: Iterator[Batch],
+        share: float,
+        choose: Choose,
+        part: Callable[[RegionFeatures], Tensor],
+    ) -> None:
+        """Put the chosen regions of all images into the store, but those that are there."""
+        left = math.inf if self.fitting.images is None else self.fitting.images
+        count, limit = self._count(), self.fitting.cache_gb * 1e9 / store.row_bytes
+        most = max(1, int(limit // count)) if count else None
+        started = False
+        for batch in batches:
+            if left < len(batch):
+                batch = batch.rows(slice(0, int(left)))
+            left -= len(batch)
+            if not started:
+                assert batch.images.proposals is not None, "build sees to it that there are some"
+                proposals = batch.images.proposals.shape[1]
+                require_space(store.folder, self.bytes(proposals, share, store.row_bytes))
+                started = True
+            self._add(store, batch, most, choose, part)
+            if store.count > max(limit, BESIDE * (count or 0)):
+                raise _outgrown(self.fitting.cache_gb)
+            if left <= 0:
+                return
+
+    def _add(
+        self,
+        store: FeatureStore,
+        batch: Batch,
+        most: int | None,
+        choose: Choose,
+        part: Callable[[RegionFeatures], Tensor],
+    ) -> None:
+        digests = image_digests(batch.images, batch.targets)
+        new = next((row for row, one in enumerate(digests) if not store.knows(one)), None)
+        if new is None:
+            return
+        boxes = given_proposals(batch.images)
+        assert boxes is not None
+        there = (boxes[..., 2:] > boxes[..., :2]).all(2)
+        boxes, chosen, must, columns = choose(boxes, there, truth_of(batch.images, batch.targets))
+        chosen[:new] = False
+        if most is not None and int(chosen.sum(1).max()) > most:
+            self._warn(int(chosen.sum(1).max()), most)
+            chosen = thinned(chosen, must, most)
+        image, row = chosen.nonzero(as_tuple=True)
+        assert self.describe is not None
+        rows = part(self.describe(batch.images, boxes[image, row], image))
+        own = {name: column[image, row] for name, column in columns.items()}
+        store.add(digests[new:], chosen.sum(1).tolist()[new:], rows, own)
+
+    def _count(self) -> int | None:
+        count, wanted = self.images(), self.fitting.images
+        return count if count is None or wanted is None else min(count, wanted)
+
+    def _warn(self, there: int, most: int) -> None:
+        warnings.warn(
+            f"{most:,} of {there:,} regions of an image are learnt from, as the features of all"
+            f" would take more than model.cache_gb={self.fitting.cache_gb:g}",
+            stacklevel=2,
+        )
+
+
+def thinned(chosen: Tensor, must: Tensor, most: int) -> Tensor:
+    """(N, P) bool: ``most`` of those chosen of each image, spread evenly over their order, the
+    likeliest first; of these the ``must`` (N, P) all."""
+    must = must & chosen
+    rest = chosen & ~must
+    room = (most - must.sum(1, keepdim=True)).clamp(min=0)
+    count = rest.sum(1, keepdim=True).clamp(min=1)
+    room = room.minimum(count)
+    rank = rest.cumsum(1)  # from 1
+    return must | (rest & (rank * room // count > (rank - 1) * room // count))
+
+
+def best_regions(
+    scores: Tensor,
+    codes: Tensor | None,
+    boxes: Tensor,
+    there: Tensor,
+    images: Images,
+    *,
+    score: float,
+    overlap: float,
+    most: int,
+) -> Detections:
+    """Detections of N images of what SVMs and regressors say of their proposals.
+
+    Args:
+        scores: (B, K) of the proposals that are some, in the order of ``there``.
+        codes: (B, K, 4), likewise; None: boxes stay as they are.
+        boxes: (N, P, 4); there: (N, P) which proposals are some.
+        score, overlap, most: see ``best_of_classes``.
+    """
+    n, p, k = len(boxes), boxes.shape[1], scores.shape[1]
+    laid = scores.new_zeros(n, p, k)
+    laid[there] = scores
+    if codes is None:
+        return best_of_classes(boxes, laid, score=score, overlap=overlap, most=most)
+    moved = boxes.new_zeros(n, p, k, 4)
+    moved[there] = decode(codes, boxes[there][:, None])
+    sizes = torch.tensor(images.sizes, device=boxes.device)
+    moved = clip(moved.flatten(1, 2), sizes).view(n, p, k, 4)
+    wide = (moved[..., 2:] - moved[..., :2]).amin(-1) >= 1e-2
+    return best_of_classes(moved, laid * wide, score=score, overlap=overlap, most=most)
+
+
+def _outgrown(cache_gb: float) -> UserError:
+    return UserError(
+        f"the features of the regions outgrow model.cache_gb={cache_gb:g}",
+        field="model.cache_gb",
+        advice="take more, or fewer proposals (proposals.count=) or model.fit_images=, and resume",
+        code=Exit.MACHINE,
+    )

@@ -1,0 +1,266 @@
+"""R-CNN: Girshick, Donahue, Darrell, Malik, "Rich feature hierarchies for accurate object detection
+and semantic segmentation", arXiv:1311.2524 (table 2: 58.5 mAP on VOC 2007 with AlexNet, fine-tuned
+fc7 and box regression; 66.0 with VGG-16, table 3).
+
+Proposals are cut out of the image with some context and stretched to one size; a network sees each
+crop on its own. It is fine-tuned to tell the classes and background apart (section 2.3); then an
+SVM for each class is solved on its last hidden layer, and a box regressor for each class on its
+last map.
+
+Differs from the paper: the crops of a step come from the images of a batch, 2000 images in the
+paper; where a batch has too few objects, background takes their place. A ResNet has no fc7: the
+SVMs see the mean of its last map. What the regressors see of a map is averaged into at most 6 x 6
+bins, and fewer where that would be more than 9216 numbers, AlexNet's. Crops are 224 x 224, which
+torchvision's networks are made for (227 in the paper), and fewer pixels of small images. Scores are
+the logistic function of the margins. Boxes are corrected before overlapping ones are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnctl.backbones.base import Backbone
+from cnnctl.backbones.pyramid import freeze_norm
+from cnnctl.models.base import GradientStage, Losses, Stage
+from cnnctl.models.detection import DetectionModel, Truth, given_proposals, truth_of
+from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures, best_regions
+from cnnctl.models.one_stage import SMALL, require_counts, require_shares
+from cnnctl.ops.boxes import Detections
+from cnnctl.ops.clock import POST_PROCESSING, REGIONS, timed
+from cnnctl.ops.hard_negatives import Mining
+from cnnctl.ops.matching import match, sample, taken
+from cnnctl.ops.warped_crops import warped_crops
+from cnnctl.structures import Batch, Images, Targets
+
+POSITIVES, OBJECT = 0.25, 0.5  # 32 of 128 crops show an object; overlap from which one does
+NOTHING = -1  # the label of a crop that counts for nothing
+PLACED = 9216  # numbers at most that a regressor sees: AlexNet's pool5
+BINS = 6  # along a side of them
+AT_ONCE = 1 << 22  # pixels of the crops that go through the network together
+
+
+class RCNN(DetectionModel):
+    """Fine-tuned on crops of proposals, then an SVM and a box regressor for each class.
+
+    Args:
+        num_classes: K.
+        size: (h, w) of the training input.
+        backbone: any; the dense layers that its published network has go on from its last map, or
+            else its mean is taken.
+        side: of a crop, in pixels; None: 224, or 32 where ``size`` is below 256.
+        crops: of a batch that the network is fine-tuned on, a quarter objects at most.
+        svm: SVMs say what a region is; False: the fine-tuned network (the paper's appendix B).
+        regress: correct the boxes.
+        fit_images: of the training data, the first, that SVMs and regressors are solved on; None:
+            all, or 500 where ``size`` is below 256.
+        C: weight of the losses of an SVM against its margin, on features of an average norm of 20.
+        ridge: penalty of the regressors' squared weights, likewise.
+        cache_gb: of features on the disk while these are solved, at most.
+        frozen_norm: keep the backbone's batch normalisation as it was published.
+        score, overlap, detections: see ``best_of_classes``.
+        classes: their names, for warnings.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    reads_proposals = True
+    eval_pixels = 1 << 18  # of whose regions there are as many as there are proposals
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Backbone,
+        size: tuple[int, int],
+        side: int | None = None,
+        crops: int = 128,
+        svm: bool = True,
+        regress: bool = True,
+        fit_images: int | None = None,
+        C: float = 1e-3,
+        ridge: float = 1000.0,
+        cache_gb: float = 20.0,
+        frozen_norm: bool = False,
+        score: float = 0.05,
+        overlap: float = 0.3,
+        detections: int = 100,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        small = min(size) < SMALL
+        side = side if side is not None else 32 if small else 224
+        require_counts(side=side, crops=crops, detections=detections)
+        require_shares(score=score, overlap=overlap)
+        backbone.require((side, side))
+        if frozen_norm:
+            freeze_norm(backbone)
+        self.num_classes, self.side, self.crops = num_classes, side, crops
+        self.score, self.overlap, self.most = score, overlap, detections
+        self.network = RegionNetwork(backbone, side, num_classes)
+        fitting = Fitting(
+            svm=svm,
+            regress=regress,
+            images=fit_images if fit_images is not None or not small else 500,
+            penalty=ridge,
+            cache_gb=cache_gb,
+            mining=Mining(C=C, seed=torch.initial_seed() % 2**31),
+        )
+        net = self.network
+        self.fitted = FittedRegions(num_classes, net.width, net.placed, fitting, classes)
+
+    def stages(self) -> Sequence[Stage]:
+        fits = self.fitted.stages(
+            self.describe,
+            lambda: self.network.state_dict().values(),
+            f"rcnn {self.side}",
+            lambda: self.training_images,
+        )
+        own = [self.crop_loss, self.network.parameters]
+        return [GradientStage("finetune", *own, view=self.cut, evaluate=not fits), *fits]
+
+    def disk_needed(self, images: int, proposals: int) -> int:
+        return self.fitted.disk_needed(images, proposals)
+
+    def class_layers(self) -> tuple[str, ...]:
+        return ("network.cls_score",)
+
+    def cut(self, batch: Batch) -> Batch:
+        """A batch of N images -> one of about ``crops`` crops, a multiple of N, with labels (K for
+        background), objects first come by chance from any of the images."""
+        images, n = batch.images, len(batch)
+        proposals = given_proposals(images)
+        assert proposals is not None, "build sees to it that there are some"
+        truth = truth_of(images, batch.targets)
+        boxes, image, labels = self.sampled(proposals, truth, math.ceil(self.crops / n) * n)
+        pixels = warped_crops(images.pixels, boxes, image, self.side, images.sizes)
+        sizes = [(self.side, self.side)] * len(boxes)
+        targets = Targets(batch.targets.image_id[image], label=labels)
+        return Batch(Images(pixels, sizes, list(sizes)), targets)
+
+    @torch.no_grad()
+    def sampled(self, proposals: Tensor, truth: Truth, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (count, 4), whose image each lies in and its class, of all images together.
+
+        Where there are fewer regions they are taken again; where there is none, an empty box that
+        counts for nothing.
+        """
+        boxes = torch.cat([proposals, truth.boxes.to(proposals)], 1)
+        there = torch.cat([(proposals[..., 2:] > proposals[..., :2]).all(2), truth.labels >= 0], 1)
+        if not there.any():
+            nothing = boxes.new_zeros(count, 4), truth.labels.new_zeros(count)
+            return *nothing, truth.labels.new_full((count,), NOTHING)
+        matched = match(truth.boxes, truth.labels, boxes, OBJECT, OBJECT).masked_fill(~there, -2)
+        positive, negative = sample(matched.view(1, -1), count, POSITIVES)
+        chosen = (positive | negative).view_as(matched)
+        image, row = chosen.nonzero(as_tuple=True)
+        labels = taken(truth.labels, matched)[image, row]
+        labels = torch.where(matched[image, row] >= 0, labels, self.num_classes)
+        again = torch.arange(count, device=image.device) % len(image)
+        return boxes[image, row][again], image[again], labels[again]
+
+    def crop_loss(self, images: Images, targets: Targets) -> Losses:
+        """Cross-entropy of crops and their labels."""
+        assert targets.label is not None
+        logits = self.network.logits(self.network(images.pixels).named)
+        return {"class": _cross_entropy(logits, targets.label)}
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The pixels: each region goes through the network on its own."""
+        return pixels
+
+    def losses(self, features: Tensor, images: Images, truth: Truth) -> Losses:
+        """That of fine-tuning, on as many crops of all of the images."""
+        proposals = given_proposals(images)
+        assert proposals is not None
+        boxes, image, labels = self.sampled(proposals, truth, self.crops)
+        logits = self.network.logits(self.describe(images, boxes, image).named)
+        return {"class": _cross_entropy(logits, labels)}
+
+    def detect(self, features: Tensor, images: Images) -> Detections:
+        proposals = given_proposals(images)
+        assert proposals is not None
+        there = (proposals[..., 2:] > proposals[..., :2]).all(2)
+        with timed(REGIONS):
+            image, row = there.nonzero(as_tuple=True)
+            said = self.describe(images, proposals[image, row], image)
+            scores = self.scores(said.named)
+            codes = self.fitted.codes(said.placed)
+        with timed(POST_PROCESSING):
+            return best_regions(
+                scores,
+                codes,
+                proposals,
+                there,
+                images,
+                score=self.score,
+                overlap=self.overlap,
+                most=self.most,
+            )
+
+    def scores(self, named: Tensor) -> Tensor:
+        """(B, K): of the SVMs, once they are solved; before and without them of the network."""
+        if self.fitted.fitting.svm and bool(self.fitted.solved):
+            return self.fitted.scores(named)
+        return self.network.logits(named).float().softmax(1)[:, : self.num_classes]
+
+    def describe(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
+        """Of boxes (B, 4), so many crops at a time that memory is bounded."""
+        return RegionFeatures(*map(torch.cat, zip(*self._parts(images, boxes, image), strict=True)))
+
+    def _parts(
+        self, images: Images, boxes: Tensor, image: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        step = max(1, AT_ONCE // (self.side**2 * images.pixels.shape[1]))
+        for some, own in zip(boxes.split(step), image.split(step), strict=True):
+            said = self.network(warped_crops(images.pixels, some, own, self.side, images.sizes))
+            yield said.named, said.placed
+
+
+class RegionNetwork(nn.Module):
+    """A backbone, the dense layers of its published network, and the softmax over K + 1.
+
+    Args:
+        side: of the crops that it sees.
+
+    Attributes:
+        width, placed: numbers of a crop that SVMs and regressors see.
+    """
+
+    def __init__(self, backbone: Backbone, side: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone, self.deepest = backbone, backbone.deepest
+        channels = backbone.channels[self.deepest]
+        top = backbone.build_top()
+        if top is None:
+            self.seen, self.top, self.width = 1, nn.Flatten(), channels
+        else:
+            dense = [layer for layer in top.modules() if isinstance(layer, nn.Linear)]
+            self.seen = math.isqrt(dense[0].in_features // channels)
+            self.top, self.width = top, dense[-1].out_features
+        bins = min(BINS, math.isqrt(PLACED // channels), -(-side // backbone.strides[self.deepest]))
+        self.bins = max(1, bins)
+        self.placed = channels * self.bins**2
+        self.cls_score = nn.Linear(self.width, num_classes + 1)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.zeros_(self.cls_score.bias)
+
+    def forward(self, crops: Tensor) -> RegionFeatures:
+        """(B, C, side, side) -> what SVMs and regressors see."""
+        maps = self.backbone(crops)[self.deepest]
+        named = self.top(F.adaptive_avg_pool2d(maps, self.seen))
+        return RegionFeatures(named, F.adaptive_avg_pool2d(maps, self.bins).flatten(1))
+
+    def logits(self, named: Tensor) -> Tensor:
+        """(B, width) -> (B, K + 1), background last."""
+        return self.cls_score(named)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the crops that count; 0 where none does."""
+    summed = F.cross_entropy(logits.float(), labels, ignore_index=NOTHING, reduction="sum")
+    return summed / (labels != NOTHING).sum().clamp(min=1)
