@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProposalMethod(ABC):
     """A way to propose regions: plain numbers, so that it travels to another process as it is.
 

@@ -18,7 +18,7 @@ from cnnctl.data.proposals.base import ProposalMethod, chosen
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SlidingWindows(ProposalMethod):
     """Every scale with every ratio, the area kept, from edge to edge of the image.
 
