@@ -34,7 +34,7 @@ from cnnctl.structures import Images
 REGIONS_OF_AN_IMAGE, FEW_REGIONS = 64, 32  # that are trained on; few of one below 256 pixels
 UNITS = (256, 256)  # of the dense layers above the map of a small image
 BEND = 1.0  # of smooth L1: equation 3
-CHUNK = 1 << 23  # numbers of pooled regions that go through the dense layers together
+CHUNK = 1 << 22  # numbers of pooled regions that go through the dense layers together
 
 
 @dataclass
@@ -192,7 +192,7 @@ def truncated_layers(
     if not dense:
         raise ValueError("svd needs dense layers above the map, which a ResNet has by dense alone")
     sides = [min(layer.in_features, layer.out_features) for layer in dense]
-    if isinstance(svd, float):
+    if isinstance(svd, float | int):
         if not 0 < svd <= 1:
             raise ValueError(f"svd must be ranks, or a share above 0 and up to 1, got {svd:g}")
         ranks = [max(1, round(svd * side)) for side in sides]

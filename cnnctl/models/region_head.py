@@ -145,3 +145,19 @@ def dense_layers(given: int, units: Sequence[int], dropout: float = 0.0) -> nn.S
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers)
+
+
+def centre_of(trunk: nn.Module) -> float:
+    """Where the centre of what the first pixel of a map sees lies in the image, in pixels from the
+    image's left (or upper) side, as boxes are; the next ones are a stride apart each."""
+    place, step = 0.0, 1
+    for name, layer in trunk.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d) or "downsample" in name:
+            continue
+        kernel, stride, padding = (
+            int(value[0] if isinstance(value, tuple) else value)
+            for value in (layer.kernel_size, layer.stride, layer.padding)
+        )
+        place += step * ((kernel - 1) / 2 - padding)
+        step *= stride
+    return place + 0.5  # the middle of a pixel

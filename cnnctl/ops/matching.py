@@ -70,9 +70,8 @@ def sample(matched: Tensor, count: int, positives: float) -> tuple[Tensor, Tenso
     is asked, which the trainer sets from the step.
     """
     order = torch.rand(matched.shape, device=matched.device)
-    positive = _smallest(
-        order, matched >= 0, torch.full_like(matched[:, 0], int(count * positives))
-    )
+    most = matched.new_full(matched.shape[:1], int(count * positives))
+    positive = _smallest(order, matched >= 0, most)
     room = count - positive.sum(1)
     return positive, _smallest(order, matched == NEGATIVE, room)
 
