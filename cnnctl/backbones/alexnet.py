@@ -40,7 +40,7 @@ class AlexNet(Backbone):
 
     def __init__(self, in_channels: int = 3, weights: str | None = None) -> None:
         super().__init__()
-        self._published = _entry(weights)
+        self._published, self.published = _entry(weights), weights is not None
         widths = (in_channels, 64, 192, 384, 256, 256)
         one, two, three, four, five = (
             nn.Conv2d(given, made, *shape)

@@ -42,11 +42,13 @@ class Backbone(nn.Module, ABC):
         channels: of each map, by name, from the shallowest to the deepest.
         strides: input pixels between two neighbours of each map, in the same order.
         head: of the published weights that were loaded, for a classifier of the same classes.
+        published: whether it starts with published weights.
     """
 
     channels: dict[str, int]
     strides: dict[str, int]
     head: Head | None = None
+    published: bool = False
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:

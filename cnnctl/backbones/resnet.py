@@ -52,6 +52,7 @@ class ResNet(Backbone):
             names = ", ".join(entries)
             raise ValueError(f'weights must be null or one of {names}, got "{weights}"')
         network: Any = get_model(f"resnet{depth}", weights=None)
+        self.published = weights is not None
         if weights is not None:
             network.load_state_dict(published_weights(entries[weights].value))
             if not small_input:

@@ -49,7 +49,7 @@ class VGG(Backbone):
             raise ValueError(f"depth must be 11, 13, 16 or 19, got {depth}")
         entry = _entry(depth, norm, weights)
         self.features = _features(_CONVOLUTIONS[depth], in_channels, norm)
-        self._published = entry
+        self._published, self.published = entry, entry is not None
         if entry is not None:
             self._load(published_weights(entry))
         self.channels = dict(zip(_NAMES, _WIDTHS, strict=True))

@@ -91,7 +91,7 @@ class DetectionModel(Model):
         total: Losses = {}
         truth = truth_of(images, targets) if targets is not None else None
         found: list[tuple[Tensor | slice, Detections]] = []
-        for rows, part in _of_one_size(images):
+        for rows, part in of_one_size(images):
             with timed(CONVOLUTION):
                 features = self.features(part.pixels)
             if truth is not None:
@@ -165,8 +165,8 @@ def _factors(
     return torch.tensor(ratios, device=device).repeat(1, 2)[:, None]
 
 
-def _of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
-    """(rows, those images without padding), for each size there is."""
+def of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
+    """(rows, those images without padding), for each size there is; boxes become input pixels."""
     for h, w in dict.fromkeys(images.sizes):
         if len(set(images.sizes)) == 1:
             rows: Tensor | slice = slice(None)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import Losses
-from cnnctl.models.detection import DetectionModel, Truth, given_proposals
+from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
 from cnnctl.models.region_head import Map, RegionHead, parts_of
-from cnnctl.models.regions import named_regions, region_losses, sampled
+from cnnctl.models.regions import named_regions, proposed, region_losses, sampled
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.clock import POST_PROCESSING, REGIONS, timed
 from cnnctl.ops.levels import filled_up
@@ -169,13 +169,6 @@ class FastRCNN(DetectionModel):
         leave its statistics without a number."""
         nothing = features.map.sum() * 0 + sum(one.sum() * 0 for one in self.head.parameters())
         return {"class": nothing, "box": nothing.clone()}
-
-
-def proposed(images: Images) -> tuple[Tensor, Tensor]:
-    """(N, P, 4) proposals in input pixels and (N, P) which of them are some."""
-    boxes = given_proposals(images)
-    assert boxes is not None, "a model that reads proposals is given some"
-    return boxes, (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def truncated_layers(

@@ -14,7 +14,7 @@ of a class that overlap by more than 0.3 are one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, truth_of
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import RegionHead, parts_of
+from cnnctl.models.region_head import RegionHead, parameters_of, parts_of
 from cnnctl.models.region_proposals import (
     Proposals,
     ProposalSettings,
@@ -170,8 +170,12 @@ class FasterRCNNC4(DetectionModel):
         own, shared = self._proposal_step, self._region_step
         return [
             # What is predicted needs one backbone for both, so there is no evaluation before.
-            GradientStage("proposals", own, partial(_of, self.alone, self.rpn), evaluate=False),
-            GradientStage("regions", shared, partial(_of, self.trunk, self.head), evaluate=False),
+            GradientStage(
+                "proposals", own, partial(parameters_of, self.alone, self.rpn), evaluate=False
+            ),
+            GradientStage(
+                "regions", shared, partial(parameters_of, self.trunk, self.head), evaluate=False
+            ),
             GradientStage("proposals_shared", partial(own, fixed=True), self.rpn.parameters),
             GradientStage("regions_shared", partial(shared, fixed=True), self.head.parameters),
         ]
@@ -222,10 +226,6 @@ def require_anchors(
     sides = [(side * ratio**0.5, side / ratio**0.5) for side in scales for ratio in ratios]
     if not any(tall <= h and wide <= w for tall, wide in sides):
         raise ValueError(f"no anchor of anchor_scales {list(scales)} lies in an image of {h} x {w}")
-
-
-def _of(*modules: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for module in modules for parameter in module.parameters())
 
 
 def _fixed(module: nn.Module, pixels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -161,3 +161,8 @@ def centre_of(trunk: nn.Module) -> float:
         place += step * ((kernel - 1) / 2 - padding)
         step *= stride
     return place + 0.5  # the middle of a pixel
+
+
+def parameters_of(*modules: nn.Module) -> Iterator[nn.Parameter]:
+    """What a stage trains."""
+    return (parameter for module in modules for parameter in module.parameters())

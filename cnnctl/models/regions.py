@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnctl.models.base import Losses
-from cnnctl.models.detection import Truth
+from cnnctl.models.detection import Truth, given_proposals
 from cnnctl.ops.boxes import SCALES, Detections, best_of_classes, clip, decode, encode
 from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.matching import match, sample
@@ -111,6 +111,14 @@ def hardest_of_images(loss: Tensor, image: Tensor, count: int) -> Tensor:
     counts = owner.bincount()
     rank = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
     return order[rank < count]
+
+
+def proposed(images: Images) -> tuple[Tensor, Tensor]:
+    """(N, P, 4) proposals in input pixels and (N, P) which of them are some. A row
+    without area is none."""
+    boxes = given_proposals(images)
+    assert boxes is not None, "a model that reads proposals is given some"
+    return boxes, (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def in_a_row(boxes: Tensor) -> tuple[Tensor, Tensor]:
