@@ -22,9 +22,10 @@ COMMANDS = {
     "eval": "score a checkpoint on a split of the data",
     "predict": "classes of your own images, as JSON lines and pictures",
     "info": "layers, parameters, FLOPs and receptive field of a network, before any training",
-    "data": "which data sets there are; show, check, fetch or export one",
+    "data": "which data sets there are; show, check, fetch or export one; clean what is kept",
+    "proposals": "make the proposals of a data set ahead, and say how many objects they find",
 }
-ACTIONS = {"data": ("list", "show", "check", "fetch", "export")}
+ACTIONS = {"data": ("list", "show", "check", "fetch", "export", "clean")}
 _SWITCHES = {
     "-h": "help",
     "--help": "help",
@@ -37,10 +38,16 @@ PRIMARY = {
     "tune": "tune",
     "info": "train",
     "data": "train",
+    "proposals": "train",
     "eval": "eval",
     "predict": "predict",
 }
-BESIDE = {("info", None): "info", ("data", "export"): "export"}  # keys beside those of PRIMARY
+BESIDE = {  # keys beside those of PRIMARY
+    ("info", None): "info",
+    ("data", "export"): "export",
+    ("data", "clean"): "clean",
+    ("proposals", None): "recall",
+}
 
 
 @dataclass
@@ -142,6 +149,8 @@ def _run(call: Call) -> int:
 
         return sweep.run(call.overrides, call.config_dir)
     own, others = call.overrides, []
+    if call.command == "proposals":
+        own = _with_defaults(own)
     beside = BESIDE.get((call.command, call.action))
     if beside is not None:
         others, own = compose.split_own(beside, own, known=_keys())
@@ -161,6 +170,13 @@ def _run(call: Call) -> int:
         print(OmegaConf.to_yaml(compose.settings(config)), end="")
         return Exit.DONE
     return _hand_over(call, config, others)
+
+
+def _with_defaults(overrides: list[str]) -> list[str]:
+    """``cnnctl proposals``: those of detection, of the usual method, where nothing else is said."""
+    chosen = {text.partition("=")[0] for text in overrides}
+    defaults = {"task": "detect", "proposals": "selective_search"}
+    return [f"{k}={v}" for k, v in defaults.items() if k not in chosen] + overrides
 
 
 def _keys() -> tuple[str, ...]:
@@ -208,6 +224,10 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
         if options is not None and options.draw is not None:
             draw.run(settings, chosen, options)
         return Exit.DONE
+    if call.command == "proposals":
+        from cnnctl.commands import proposals
+
+        return proposals.run(settings, compose.choices(config), options)
     from cnnctl.commands import data
 
     return data.run(settings, call.action or "list", options) or Exit.DONE

@@ -20,6 +20,7 @@ EXAMPLES = {
         "cnnctl eval checkpoint=outputs/classify/lenet/2026-01-31_12-00-00 split=val",
         "cnnctl eval model=resnet20 data=cifar10 weights=resnet20.th",
         "cnnctl eval predictions=results.json data=coco data.annotations=instances.json",
+        "cnnctl eval proposals=selective_search data=voc split=val",
     ],
     "predict": [
         "cnnctl predict input=photo.jpg",
@@ -35,9 +36,18 @@ EXAMPLES = {
         "cnnctl data show data=mnist",
         "cnnctl data check data=cifar10",
         "cnnctl data export data=digits format=coco output=scenes",
+        "cnnctl data clean dry=true",
+    ],
+    "proposals": [
+        "cnnctl proposals data=voc",
+        "cnnctl proposals data=voc proposals=edge_boxes split=val",
     ],
 }
-BESIDE = {"info": ("info", "drawing"), "data": ("export", "export")}  # -> a YAML, what it is of
+BESIDE = {  # -> YAMLs, and what each is of
+    "info": [("info", "drawing")],
+    "data": [("export", "export"), ("clean", "clean")],
+    "proposals": [("recall", "proposals")],
+}
 NOTES = {
     "predict": [
         "Images are brought to the size of the training images and otherwise left as they are:",
@@ -75,8 +85,7 @@ def command(name: str, summary: str, primary: str) -> str:
             options = [(path.stem, explanation(path)) for path in sorted(folder.glob("*.yaml"))]
             lines += _columns(options, indent=4)
     lines += ["", "keys:", *_columns(_keys(conf / f"{primary}.yaml"))]
-    if name in BESIDE:
-        stem, title = BESIDE[name]
+    for stem, title in BESIDE.get(name, ()):
         lines += ["", f"keys of {title}:", *_columns(_keys(conf / f"{stem}.yaml"))]
     if name == "train":
         lines += [

@@ -1,4 +1,4 @@
-"""``cnnctl data list|show|check|fetch|export``: what data there is, how it looks, is it whole."""
+"""``cnnctl data list|show|check|fetch|export|clean``: what data there is, and is it whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cnnctl import build, compose
 from cnnctl import help as pages
-from cnnctl.commands import export
+from cnnctl.commands import clean, export
 from cnnctl.commands.data_picture import DrawSample, class_grid
 from cnnctl.data.base import SPLITS, Dataset, NoSplit
 from cnnctl.data.faults import Faulty
@@ -28,7 +28,7 @@ def run(config: DictConfig, action: str, options: DictConfig | None = None) -> i
     """The exit code: ``Exit.DATA`` where ``check`` found a fault.
 
     Args:
-        options: of ``export``.
+        options: of ``export`` and ``clean``.
     """
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -36,6 +36,9 @@ def run(config: DictConfig, action: str, options: DictConfig | None = None) -> i
     if action == "list":
         print_list(console, config)
         return Exit.DONE
+    if action == "clean":
+        assert options is not None
+        return clean.run(options)
     config.task = _task_for(config, export.FIELDS if action == "export" else None)
     if action == "export":
         assert options is not None

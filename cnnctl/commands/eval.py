@@ -64,6 +64,10 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
         from cnnctl.commands import eval_weights
 
         return eval_weights.run(settings, overrides, config_dir)
+    if settings.checkpoint is None and any(one.startswith("proposals=") for one in overrides):
+        from cnnctl.commands import proposals
+
+        return proposals.alone(settings, overrides, config_dir)
     if isinstance(settings.checkpoint, ListConfig):
         from cnnctl.commands import eval_together
 

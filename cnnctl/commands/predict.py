@@ -94,7 +94,7 @@ def run(settings: DictConfig, overrides: list[str], config_dir: str | None = Non
     at_once = trainer.evaluation_batch(model, augmentation)
     if "label" not in task.fields and trainer.eval_batch_size is None:
         at_once = 1  # the user's images are seen in their own size, whatever it is
-    method = method_of(config)
+    method = method_of(config, Processes())
     propose = method.propose if method is not None else None
     predictor = Predictor(task, model, machine, augmentation, facts, top, propose)
     root = Path(os.path.commonpath([os.path.normpath(file.parent) for file in files]))

@@ -10,6 +10,7 @@ from cnnctl import build
 from cnnctl.data.base import Dataset
 from cnnctl.data.proposal_cache import Kept, keep
 from cnnctl.data.proposals.base import ProposalMethod
+from cnnctl.data.proposals.rpn import RPN
 from cnnctl.data.proposed import proposed
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
@@ -31,7 +32,7 @@ def with_proposals(
         Stopped: ``stop`` was set; what is made by then is kept.
         UserError: as ``proposal_cache.keep``.
     """
-    method = method_of(config)
+    method = method_of(config, processes)
     if method is None:
         return list(data)
     for remark in method.remarks():
@@ -49,9 +50,20 @@ def with_proposals(
     return found
 
 
-def method_of(config: DictConfig) -> ProposalMethod | None:
-    """The method, ready to propose; None: ``proposals=none``."""
-    return build.proposals(config)
+def method_of(config: DictConfig, processes: Processes) -> ProposalMethod | None:
+    """The method, ready to propose; None: ``proposals=none``.
+
+    Raises:
+        UserError: what it needs is absent.
+    """
+    method = build.proposals(config)
+    if isinstance(method, RPN):
+        from cnnctl.commands.rpn_network import (
+            with_network,
+        )  # which evaluates, as this file's users
+
+        return with_network(method, config, processes)
+    return method
 
 
 def config_name(config: DictConfig) -> str:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -112,7 +114,7 @@ def keep(
         return kept
     with _writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(place, lambda: watch(0, len(data))):
+    with _alone(place, lambda: watch(0, len(data))) as lock:
         if (kept := _load(place, said)) is not None:
             return kept
         if place.exists():
@@ -123,26 +125,11 @@ def keep(
         with _writing(place):
             parts.mkdir(exist_ok=True)
             _write(parts / "of.json", lambda file: file.write(json.dumps(said).encode()))
-        _make(data, method, parts, watch, workers)
+        _make(data, method, parts, watch, workers, lock)
         _join(parts, place, said)
     kept = _load(place, said)
     assert kept is not None, f"what was written to {place} a moment ago is not there"
     return kept
-
-
-def forget(place: Path) -> bool:
-    """Delete what is kept, whole or in parts; False: a process is making it just now."""
-    with contextlib.suppress(OSError):
-        lock = _beside(place, "lock").open("a")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            for path in (place, _beside(place, "parts")):
-                shutil.rmtree(path, ignore_errors=True)
-            _beside(place, "lock").unlink(missing_ok=True)
-    return True
 
 
 _PAUSE = 0.2  # seconds between two looks at what another process is doing
@@ -193,14 +180,15 @@ def _sum(kept: Kept) -> int:
 
 
 @contextlib.contextmanager
-def _alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """No other process makes the same meanwhile.
+def _alone(place: Path, waiting: Callable[[], None]) -> Iterator[int | None]:
+    """No other process makes the same meanwhile; the lock's descriptor.
 
     On a file system that has no locks both do, and what the later one writes is what is there.
     """
-    with contextlib.ExitStack() as held:
+    lock = None
+    try:
         with contextlib.suppress(OSError):
-            lock = held.enter_context(_beside(place, "lock").open("a"))
+            lock = os.open(_beside(place, "lock"), os.O_CREAT | os.O_RDWR, 0o644)
             told = False
             while True:
                 try:
@@ -212,7 +200,10 @@ def _alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
                     told = True
                     waiting()
                     time.sleep(_PAUSE)
-        yield
+        yield lock
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 class _Proposing(TorchDataset):
@@ -231,7 +222,14 @@ class _Proposing(TorchDataset):
         return boxes.cpu().numpy(), time.perf_counter() - started
 
 
-def _make(data: Dataset, method: ProposalMethod, parts: Path, watch: Watch, workers: int) -> None:
+def _make(
+    data: Dataset,
+    method: ProposalMethod,
+    parts: Path,
+    watch: Watch,
+    workers: int,
+    lock: int | None,
+) -> None:
     """Write all parts that are not there yet."""
     starts = range(0, len(data), PART)
     missing = [s for s in starts if _read(parts, s, len(data)) is None]
@@ -239,7 +237,7 @@ def _make(data: Dataset, method: ProposalMethod, parts: Path, watch: Watch, work
     done = len(data) - len(wanted)
     boxes: list[np.ndarray] = []
     seconds = 0.0
-    with contextlib.closing(_found(data, method, wanted, workers)) as rows:
+    with contextlib.closing(_found(data, method, wanted, workers, lock)) as rows:
         for index, (found, took) in zip(wanted, rows, strict=True):
             boxes.append(found)
             seconds, done = seconds + took, done + 1
@@ -251,10 +249,15 @@ def _make(data: Dataset, method: ProposalMethod, parts: Path, watch: Watch, work
 
 
 def _found(
-    data: Dataset, method: ProposalMethod, wanted: Sequence[int], workers: int
+    data: Dataset,
+    method: ProposalMethod,
+    wanted: Sequence[int],
+    workers: int,
+    lock: int | None,
 ) -> Generator[tuple[np.ndarray, float]]:
     """Of each wanted image in order."""
     workers = min(workers, len(wanted) // _FEW) if method.forks else 0
+    forked = multiprocessing.get_start_method() == "fork"  # and has the lock open too
     loader = DataLoader(
         _Proposing(data, method),
         sampler=wanted,
@@ -262,7 +265,7 @@ def _found(
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,  # a large image takes as long as many small
         collate_fn=_as_it_is,
-        worker_init_fn=start_worker,
+        worker_init_fn=functools.partial(_start, lock if forked else None),
     )
     try:
         for item in loader:
@@ -278,6 +281,13 @@ def _found(
             advice="lower trainer.workers (each takes memory); the same command goes on",
             code=Exit.MACHINE,
         ) from error
+
+
+def _start(lock: int | None, worker: int) -> None:
+    """The lock is the first process's alone: it is free at once where that one is killed."""
+    start_worker(worker)
+    if lock is not None:
+        os.close(lock)
 
 
 def _as_it_is(item: Any) -> Any:
