@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cnnctl.errors import Exit, UserError
 from cnnctl.structures import Images, Targets
+from cnnctl.user_cache import user_cache
 
 Columns = Mapping[str, tuple[tuple[int, ...], str]]  # shape of a row and numpy's name of the type
 JOURNAL, LOCK = "journal.txt", "lock"
@@ -34,8 +35,7 @@ LARGEST = torch.finfo(torch.float16).max
 
 def features_folder() -> Path:
     """Where all stores are; each is a folder in it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(cache).absolute() / "cnnctl" / "features"
+    return user_cache("features")
 
 
 class FeatureStore:

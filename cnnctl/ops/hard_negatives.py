@@ -31,6 +31,7 @@ from cnnctl.ops.linear_svm import NEVER
 NORM = 20.0  # the average length of a row, once scaled
 HARD, EASY = -1.0001, -1.2  # margins
 CHUNK = 1 << 24  # numbers of rows that are read together
+HELD = 1 << 27  # numbers of the negatives of a class; of each scikit-learn takes about 24 bytes
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def mined_planes(
     own = np.asarray(own)
     scale = NORM / max(_average_norm(rows), 1e-12)
     weights, biases = np.zeros((k, d)), np.full(k, NEVER)
-    classes = [_OneClass(j, own == j, mining) for j in range(k)]
+    classes = [_OneClass(j, d, own == j, mining) for j in range(k)]
     absent = [one.number for one in classes if not len(one.positives)]
     if absent:
         warnings.warn(_without_examples(absent, names), stacklevel=2)
@@ -98,8 +99,8 @@ def mined_planes(
 class _OneClass:
     """The rows that a class is trained on."""
 
-    def __init__(self, number: int, positive: np.ndarray, mining: Mining) -> None:
-        self.number, self.mining = number, mining
+    def __init__(self, number: int, width: int, positive: np.ndarray, mining: Mining) -> None:
+        self.number, self.width, self.mining = number, width, mining
         self.positives = positive.nonzero()[0]
         self.negatives = np.empty(0, np.int64)
 
@@ -121,8 +122,9 @@ class _OneClass:
         hard, margins = hard[new], margins[new]
         if len(hard) <= self.mining.few * len(self.negatives):
             return False
-        if len(hard) > self.mining.most:
-            hard = hard[np.argpartition(-margins, self.mining.most)[: self.mining.most]]
+        room = min(self.mining.most, max(1, HELD // self.width - len(self.negatives)))
+        if len(hard) > room:
+            hard = hard[np.argpartition(-margins, room)[:room]]
         self.negatives = np.sort(np.concatenate([self.negatives, hard]))
         return True
 
