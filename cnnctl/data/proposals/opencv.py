@@ -38,15 +38,16 @@ def _absent(problem: str) -> UserError:
     )
 
 
-def rgb(image: Tensor, side: int | None = None) -> np.ndarray:
-    """(C, h, w) uint8 -> (h, w, 3) uint8, the longer side made ``side`` where it is longer."""
+def rgb(image: Tensor, side: int) -> np.ndarray:
+    """(C, h, w) uint8 -> (h, w, 3) uint8 with a longer side of ``side`` pixels."""
+    cv2 = opencv()
     pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     h, w = pixels.shape[:2]
-    share = 1.0 if side is None else side / max(h, w)
-    if share >= 1:
+    share = side / max(h, w)
+    if share == 1:
         return pixels
     size = max(1, round(w * share)), max(1, round(h * share))
-    return opencv().resize(pixels, size, interpolation=opencv().INTER_AREA)
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if share < 1 else cv2.INTER_LINEAR)
 
 
 def corners(rectangles: Any) -> np.ndarray:

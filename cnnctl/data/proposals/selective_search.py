@@ -80,7 +80,7 @@ class SelectiveSearch(ProposalMethod):
 
     def propose(self, image: Tensor) -> Tensor:
         h, w = image.shape[-2:]
-        pixels = rgb(image, self.side)
+        pixels = rgb(image, min(max(h, w), self.side))
         regions = self._regions(pixels)
         boxes = np.concatenate(regions)
         place = np.concatenate([np.arange(1, len(one) + 1) for one in regions])
