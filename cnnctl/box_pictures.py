@@ -23,6 +23,7 @@ from cnnctl.models.base import Model
 from cnnctl.ops.boxes import intersection, iou
 from cnnctl.pictures import BLACK, WRONG
 from cnnctl.structures import Batch, Images, Predictions, Targets
+from cnnctl.template_pictures import draw_templates
 
 OVERLAP = 0.5  # IoU from which a detection is right
 SIDE, COLUMNS, SHOWN = 512, 3, 9  # pixels of an image's longer side, images in a row, in all
@@ -105,6 +106,7 @@ def draw_evaluation(
         "weights/first_layer": pictures.first_layer(
             model, seen[0][0].images.pixels.shape[1:], data.classes
         ),
+        "weights/templates": draw_templates(model.templates(), data.classes),
         **detection_charts.draw_charts(evaluator, data.classes, colours),
     }
     mistakes = [(_mistakes(one, least), -place) for place, one in enumerate(images)]

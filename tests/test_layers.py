@@ -26,7 +26,7 @@ DRAWING |= {
     "layer_pictures",
     "mask_pictures",
 }
-DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks"}
+DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks", "template_pictures"}
 MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),

@@ -1,7 +1,7 @@
-"""``cnnctl info draw=anchors|proposals|targets``: what a detector looks at before it decides, and
-what masks are learnt from, as a picture.
+"""``cnnctl info draw=anchors|proposals|targets|templates``: what a detector looks at before it
+decides, what masks are learnt from, and what a trained one looks for, as a picture.
 
-Drawn on the images of a training batch, augmented as they are.
+Drawn on the images of a training batch, augmented as they are; templates are of the weights alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cnnctl.models.detection import DetectionModel, given_proposals, truth_of
 from cnnctl.randomness import key
 from cnnctl.structures import Batch
 
+from cnnctl.template_pictures import draw_templates
 IMAGES = 4  # of a batch that are drawn
 
 _WITH = {  # what such a network has, and one that has it
@@ -35,6 +36,7 @@ _WITH = {  # what such a network has, and one that has it
     "proposals": "model=faster_rcnn and fast_rcnn have them",
     "targets": "with task=instance model=mask_rcnn has them",
 }
+    "templates": "model=hog_detector weights=<its run> has them",
 
 
 def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None:
@@ -51,7 +53,7 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None
     if options.draw not in _WITH:
         raise UserError(
             f'there is nothing to draw called "{options.draw}"', field="draw",
-            advice="anchors, proposals or targets",
+            advice="anchors, proposals, targets or templates",
         )  # fmt: skip
     console = Console()
     (data,) = with_proposals(config, [build.dataset(config, "train")], Processes(), console)
@@ -84,6 +86,9 @@ def _drawn(config: DictConfig, data: Dataset, what: str, console: Console) -> li
     loader = trainer.load(data, augmentation, machine, processes, config.seed)
     count = min(trainer.batch_size, len(data))  # the first step's own
     with torch.inference_mode(), machine.autocast():
+    if what == "templates":
+        found = draw_templates(model.templates(), data.classes)
+        return None if found is None else [found]
         batch = next(iter(loader.train(0, 1, count, 0))).rows(slice(IMAGES))
         if what == "targets":
             return draw_batch_targets(model, batch, data) or None

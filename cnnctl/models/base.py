@@ -80,6 +80,19 @@ class Model(nn.Module, ABC):
         published: the layers beside the backbone that the backbone's published weights filled.
         trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
         needs: columns of the truth without which it cannot be built: a task must have them.
+@dataclass(frozen=True)
+class Templates:
+    """How much a gradient of each orientation, in each cell, speaks for a class.
+
+    Args:
+        weights: (K, O, rows, columns); orientation o is between o / O and (o + 1) / O of ``turn``.
+        turn: half of one or a whole one.
+    """
+
+    weights: Tensor
+    turn: float = 0.5
+
+
         reads_proposals: whether it looks only where ``Images.proposals`` says.
         training_images: of the run; the loop sets it, before the first stage.
     """
@@ -132,6 +145,10 @@ class Model(nn.Module, ABC):
 
 class ClassificationModel(Model):
     """A network from pixels (N, C, H, W) to logits (N, K): subclasses write ``forward`` only.
+
+    def templates(self) -> Templates | None:
+        """What each class looks for, to be drawn; None: its weights are no such picture."""
+        return None
 
     How it is tested (``testing``) belongs to the task, which sets it.
     """
