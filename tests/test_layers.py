@@ -25,6 +25,7 @@ DRAWING |= {
     "instance_pictures",
     "layer_pictures",
     "mask_pictures",
+    "recall_pictures",
 }
 DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks", "template_pictures"}
 MAY_IMPORT = {
