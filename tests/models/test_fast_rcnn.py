@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -47,6 +49,11 @@ def batch(count: int = 30) -> tuple[Images, Targets]:
 
 def small(**options: Any) -> FastRCNN:
     """A network whose scores differ from region to region."""
+    return copy.deepcopy(_small(**options))
+
+
+@functools.cache
+def _small(**options: Any) -> FastRCNN:
     torch.manual_seed(0)
     model = FastRCNN(3, ResNet(18), (64, 64), **{"score": 0.0, **options})
     model.head.cls_score.weight.data.normal_(std=0.3)
