@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 _PANEL = (5.6, 4.6)  # inches
 _COLOURS = 10  # of matplotlib's default cycle
-_STYLES = {1000: "--", 100: ":", 10: "-."}  # of the first so many proposals; all: a solid line
+_STYLES: dict[int, Any] = {
+    1000: "--",
+    100: ":",
+    10: "-.",
+}  # of the first so many proposals; all: a solid line
 
 
 def recall_curves(methods: Mapping[str, Recall], iou: float = 0.5) -> Tensor:
@@ -67,6 +71,9 @@ def _over_iou(axes: Axes, recall: Recall, colour: str) -> None:
 def _explain_styles(axes: Axes) -> None:
     from matplotlib.lines import Line2D
 
-    names = {"all": "-", **{f"first {count:,}": style for count, style in _STYLES.items()}}
+    names: dict[str, Any] = {
+        "all": "-",
+        **{f"first {count:,}": style for count, style in _STYLES.items()},
+    }
     lines = [Line2D([], [], color="black", linestyle=style) for style in names.values()]
     axes.legend(lines, list(names), fontsize=10, frameon=False, bbox_to_anchor=(1.01, 1), loc=2)
