@@ -168,11 +168,7 @@ class OneCycle(Schedule):
 
     def __init__(self, rise: float = 0.3, start: float = 0.04, final: float = 4e-6) -> None:
         super().__init__()
-        if not 0 <= rise < 1:
-            raise ValueError(f"rise must be at least 0 and below 1, got {rise}")
-        for name, value in (("start", start), ("final", final)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        _check_shares(rise, start=start, final=final)
         self.rise, self.start, self.final = rise, start, final
 
     def curve(self, step: int, warm: int, total: int, per_epoch: int) -> float:
@@ -180,6 +176,32 @@ class OneCycle(Schedule):
         if step < top:
             return _between(self.start, 1.0, _progress(step, top))
         return _between(1.0, self.final, _progress(step - top, total - 1 - top))
+
+
+class Triangle(Schedule):
+    """Up to the learning rate and down again along two straight lines.
+
+    Smith, arXiv:1506.01186, section 3.1, with one period. Its rising part is a warm-up, so it has
+    no other.
+
+    Args:
+        rise: the share of the run that goes up, cut to whole steps.
+        start: the factor of the first update.
+        final: the factor that the end of the run would have, one step after the last.
+    """
+
+    depends_on_total = True
+
+    def __init__(self, rise: float = 0.25, start: float = 0.2, final: float = 0.0) -> None:
+        super().__init__()
+        _check_shares(rise, start=start, final=final)
+        self.rise, self.start, self.final = rise, start, final
+
+    def curve(self, step: int, warm: int, total: int, per_epoch: int) -> float:
+        top = int(self.rise * total)
+        if step < top:
+            return self.start + (1 - self.start) * _progress(step, top)
+        return 1 - (1 - self.final) * _progress(step - top, total - top)
 
 
 def _progress(step: float, steps: float) -> float:
@@ -190,6 +212,15 @@ def _progress(step: float, steps: float) -> float:
 def _between(start: float, end: float, progress: float) -> float:
     """From ``start`` to ``end`` along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _check_shares(rise: float, **factors: float) -> None:
+    """Raises ValueError where one is out of range."""
+    if not 0 <= rise < 1:
+        raise ValueError(f"rise must be at least 0 and below 1, got {rise}")
+    for name, value in factors.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {value}")
 
 
 def _decay(gamma: float) -> float:

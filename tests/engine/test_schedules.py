@@ -3,12 +3,22 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
 from cnnctl.engine import schedules
-from cnnctl.engine.schedules import Constant, Cosine, MultiStep, OneCycle, Poly, Schedule, Step
+from cnnctl.engine.schedules import (
+    Constant,
+    Cosine,
+    MultiStep,
+    OneCycle,
+    Poly,
+    Schedule,
+    Step,
+    Triangle,
+)
 
 PER_EPOCH = 7
 ALL = [
@@ -18,6 +28,7 @@ ALL = [
     Cosine(final=0.1),
     Poly(),
     OneCycle(),
+    Triangle(final=0.1),
 ]
 
 
@@ -80,6 +91,22 @@ def test_one_cycle_without_a_rise_is_a_cosine_to_its_last_step():
     assert factors(OneCycle(rise=0.05), 20) == factors(OneCycle(rise=0), 20)  # a rise of one step
 
 
+@pytest.mark.parametrize(
+    ("schedule", "total"),
+    [
+        (Triangle(rise=0.23, start=0.2, final=0.07), 476),
+        (Triangle(rise=0.1, final=0), 30),
+        (Triangle(rise=0), 7),
+    ],
+)
+def test_a_triangle_is_two_straight_lines(schedule, total):
+    top = int(schedule.rise * total)
+    corners, heights = [0, top, total], [schedule.start, 1.0, schedule.final]
+    corners, heights = (corners, heights) if top else (corners[1:], heights[1:])
+    expected = np.interp(np.arange(total), corners, heights)
+    assert factors(schedule, total) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("warmup", [1, 2.5, 0.1])
 def test_warm_up_is_torchs_linear(warmup):
     warm = round(warmup * PER_EPOCH)
@@ -91,7 +118,7 @@ def test_warm_up_is_torchs_linear(warmup):
 
 @pytest.mark.parametrize("schedule", ALL, ids=lambda s: type(s).__name__)
 def test_without_warm_up_training_starts_at_the_full_rate(schedule):
-    start = schedule.start if isinstance(schedule, OneCycle) else 1.0
+    start = schedule.start if isinstance(schedule, (OneCycle, Triangle)) else 1.0
     assert schedule.factor(0, 50, PER_EPOCH) == pytest.approx(start)
 
 
@@ -164,6 +191,8 @@ def test_the_cifar_recipe_of_he_et_al():
         (lambda: OneCycle(rise=1), "rise must be at least 0 and below 1, got 1"),
         (lambda: OneCycle(start=-0.1), "start must be from 0 to 1"),
         (lambda: OneCycle(final=2), "final must be from 0 to 1"),
+        (lambda: Triangle(rise=1), "rise must be at least 0 and below 1, got 1"),
+        (lambda: Triangle(final=-1), "final must be from 0 to 1, got -1"),
     ],
 )
 def test_bad_numbers_are_named(make, message):
