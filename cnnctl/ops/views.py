@@ -4,7 +4,8 @@ Ten crops are those of Krizhevsky, Sutskever, Hinton, NIPS 2012, section 4.1: th
 the centre of a larger image, and their mirror images. Dense evaluation is that of Simonyan and
 Zisserman, arXiv:1409.1556, section 3.2: the network in its fully convolutional form on the whole,
 uncropped image at one or several scales. Sermanet et al., arXiv:1312.6229, take the largest score
-of each class over the places, not the mean.
+of each class over the places, not the mean. Shifted views are those of Jordan, arXiv:2404.00498,
+section 3.5: the image as it is, and moved by one pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cnnctl.structures import Images, Predictions
 
 LARGER = 256 / 224  # of the image to the crop, in AlexNet's protocol and all that followed
 
-View = Literal["whole", "ten_crop", "dense"]
+View = Literal["whole", "shifted", "ten_crop", "dense"]
 Pool = Literal["average", "max", "none"]
 Size = tuple[int, int]
 
@@ -31,8 +32,9 @@ class Views:
     """What is looked at; probabilities of all views are averaged.
 
     Args:
-        view: "whole" is an image as augmentation brings it to the network's size; "ten_crop" and
-            "dense" as above.
+        view: "whole" is an image as augmentation brings it to the network's size; "shifted" is that
+            and the same moved by a pixel, up and left and down and right (mirrored at the border),
+            which count half as much each; "ten_crop" and "dense" as above.
         flip: look at the mirror image of each view too; None does in "ten_crop" only.
         scales: of the image, for "ten_crop" and "dense". At 1 a dense view shows things as large as
             the whole view does, and crops are taken of an image 256/224 as large as they are.
@@ -51,7 +53,7 @@ class Views:
     def __post_init__(self) -> None:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ValueError(f"scales must be factors from 0.1 to 10, got {list(self.scales)}")
-        if self.view == "whole" and self.scales != (1.0,):
+        if self.is_whole and self.scales != (1.0,):
             raise ValueError("scales are for view=dense and view=ten_crop")
         if self.view != "dense" and self.pool != "average":
             raise ValueError(f"pool={self.pool} is for view=dense")
@@ -63,6 +65,11 @@ class Views:
         return self.view == "ten_crop" if self.flip is None else self.flip
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it sees what the network is trained on, and no larger image."""
+        return self.view in ("whole", "shifted")
+
+    @property
     def is_plain(self) -> bool:
         """Whether an image is looked at once and whole."""
         return self.view == "whole" and not self.mirrors
@@ -70,7 +77,11 @@ class Views:
     @property
     def name(self) -> str:
         """What it adds to the name of a metric: "" where it is plain."""
-        words = {"whole": [], "ten_crop": ["10crop" if self.mirrors else "5crop"]}
+        words = {
+            "whole": [],
+            "shifted": ["shifted"],
+            "ten_crop": ["10crop" if self.mirrors else "5crop"],
+        }
         named = words.get(self.view, ["dense"])
         named = named + [self.pool] * (self.pool != "average")
         named = named + ["flip"] * (self.mirrors and self.view != "ten_crop")
@@ -126,19 +137,24 @@ class Views:
         found = [
             self._scores(model, view).float().softmax(1) for view in self._looks(model, pixels)
         ]
+        if self.view == "shifted":  # the image where it is counts as much as both moves
+            found += found[: 1 + self.mirrors]
         return torch.stack(found).mean(0)
 
     def _looks(self, model: Any, pixels: Tensor) -> Iterator[Tensor]:
         size = model.trained_shape[1:]
-        for scale in self.scales if self.view != "whole" else ():
+        if self.is_whole:
+            for view in (pixels, *(moved_by_one(pixels) if self.view == "shifted" else ())):
+                yield view
+                if self.mirrors:
+                    yield view.flip(3)
+            return
+        for scale in self.scales:
             view = scaled(pixels, self.frame(_size(pixels), size, scale))
             for crop in five_crops(view, size) if self.view == "ten_crop" else (view,):
                 yield crop
                 if self.mirrors:
                     yield crop.flip(3)
-        if self.view == "whole":
-            yield pixels
-            yield pixels.flip(3)
 
     def _scores(self, model: Any, view: Tensor) -> Tensor:
         """(N, K) logits of one view."""
@@ -159,6 +175,15 @@ def five_crops(pixels: Tensor, size: Size) -> Iterator[Tensor]:
     places = [(0, 0), (0, right), (below, 0), (below, right), (round(below / 2), round(right / 2))]
     for top, left in places:
         yield pixels[..., top : top + h, left : left + w]
+
+
+def moved_by_one(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) moved by one pixel down and right, and by one up and left; what comes in at
+    the border is its neighbour's neighbour, or the border itself where there is no other."""
+    h, w = pixels.shape[2:]
+    mode = "reflect" if min(h, w) > 1 else "replicate"
+    padded = F.pad(pixels.float(), (1, 1, 1, 1), mode=mode)
+    return padded[..., :h, :w], padded[..., 2:, 2:]
 
 
 def scaled(pixels: Tensor, size: Size) -> Tensor:

@@ -25,7 +25,7 @@ SHOWN = 32  # images in a picture
 
 
 def classify(
-    view: Literal["whole", "ten_crop", "dense"] = "whole",
+    view: Literal["whole", "shifted", "ten_crop", "dense"] = "whole",
     flip: bool | None = None,
     scales: tuple[float, ...] = (1.0,),
     pool: Literal["average", "max", "none"] = "average",
@@ -48,7 +48,7 @@ def classify(
         return ClassificationEvaluator(data.classes, suffix)
 
     def show(augmentation: Augmentation) -> None:
-        if views.view != "whole":
+        if not views.is_whole:
             Shown.by(views, augmentation)
 
     return Task(

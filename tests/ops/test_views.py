@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import FiveCrop, TenCrop
 
 from cnnctl.models.lenet import LeNet
-from cnnctl.ops.views import Views, average, five_crops, scaled
+from cnnctl.ops.views import Views, average, five_crops, moved_by_one, scaled
 from cnnctl.structures import Images, Predictions
 
 SIZE = (6, 6)
@@ -85,6 +86,23 @@ def test_a_flip_is_the_mean_of_two(pixels):
     torch.testing.assert_close(found, expected)
 
 
+def test_shifts_by_a_pixel_count_as_much_as_the_image_where_it_is(pixels):
+    """Six views by torch's own padding: 1/4 each way as it is, 1/8 each way moved."""
+    model, small = Means(), pixels[..., :6, :6]
+    padded = F.pad(small, (1,) * 4, mode="reflect")
+    moved = [small, small, padded[..., :6, :6], padded[..., 2:, 2:]]
+    each = torch.stack([(model(v).softmax(1) + model(v.flip(3)).softmax(1)) / 2 for v in moved])
+    found = probabilities(Views("shifted", flip=True), model, images(*small))
+    torch.testing.assert_close(found, each.mean(0))
+    found = probabilities(Views("shifted"), model, images(*small))
+    torch.testing.assert_close(found, torch.stack([model(v).softmax(1) for v in moved]).mean(0))
+    down, up = moved_by_one(small)
+    assert torch.equal(down[..., 1:, 1:], small[..., :-1, :-1])
+    assert torch.equal(up[..., :-1, :-1], small[..., 1:, 1:])
+    line = torch.tensor([[[[1.0, 2.0]]]])  # a side of one pixel has no neighbour to reflect
+    assert moved_by_one(line)[0].tolist() == [[[[1.0, 1.0]]]]
+
+
 @pytest.mark.parametrize(
     "views",
     [
@@ -93,10 +111,11 @@ def test_a_flip_is_the_mean_of_two(pixels):
         Views("dense", True, (1.0, 1.3, 2.0)),
         Views("dense", pool="max"),
         Views(flip=True),
+        Views("shifted", flip=True),
     ],
 )
 def test_of_a_constant_image_all_views_are_alike(views):
-    side = 6 if views.view == "whole" else 7
+    side = 6 if views.is_whole else 7
     found = probabilities(views, Means(), images(torch.full((1, side, side), 0.7)))
     torch.testing.assert_close(found, torch.full((1, 2), 0.5))
 
@@ -153,6 +172,8 @@ def test_places_are_told_where_nothing_is_pooled(pixels):
     [
         (Views(), ""),
         (Views(flip=True), "flip"),
+        (Views("shifted"), "shifted"),
+        (Views("shifted", flip=True), "shifted+flip"),
         (Views("ten_crop"), "10crop"),
         (Views("ten_crop", flip=False), "5crop"),
         (Views("ten_crop", scales=(1.0, 1.2)), "10crop+x1+x1.2"),
@@ -193,6 +214,7 @@ def test_sizes(views, shape, frame, shown):
         ({"scales": ()}, "from 0.1 to 10"),
         ({"view": "dense", "scales": (0.01,)}, "from 0.1 to 10"),
         ({"scales": (1.0, 2.0)}, "scales are for view=dense"),
+        ({"view": "shifted", "scales": (1.0, 2.0)}, "scales are for view=dense"),
         ({"view": "ten_crop", "pool": "max"}, "pool=max is for view=dense"),
         ({"view": "dense", "pool": "none", "flip": True}, "one view"),
         ({"view": "dense", "pool": "none", "scales": (1.0, 2.0)}, "one view"),
