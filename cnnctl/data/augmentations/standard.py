@@ -71,12 +71,16 @@ class Standard(Augmentation):
 
 def pad_crop(pixels: Tensor, padding: int, draw: Draw) -> Tensor:
     """Each of (N, C, H, W) moved by its own offset in [-padding, padding], zeros from outside."""
-    size = (pixels.shape[2], pixels.shape[3])
+    return cropped(F.pad(pixels, (padding,) * 4), padding, draw)
+
+
+def cropped(padded: Tensor, padding: int, draw: Draw) -> Tensor:
+    """(N, C, H + 2 padding, W + 2 padding) -> (N, C, H, W), each at a place of its own."""
+    size = (padded.shape[2] - 2 * padding, padded.shape[3] - 2 * padding)
     top, left = draw.integers("crop", 2 * padding + 1, 2).unbind(1)
-    padded = F.pad(pixels, (padding,) * 4)
     # The same result; the copies are the fastest on a CPU, but their overlapping view of the
     # whole batch is one that some devices would write out in full.
-    crop = crop_by_copy if pixels.device.type == "cpu" else crop_by_gather
+    crop = crop_by_copy if padded.device.type == "cpu" else crop_by_gather
     return crop(padded, size, top, left)
 
 
@@ -107,10 +111,15 @@ def crop_by_gather(padded: Tensor, size: tuple[int, int], top: Tensor, left: Ten
 
 def flip(pixels: Tensor, draw: Draw) -> Tensor:
     """Mirror half of (N, C, H, W) left to right."""
+    return mirrored(pixels, draw.chance("flip", 0.5))
+
+
+def mirrored(pixels: Tensor, which: Tensor) -> Tensor:
+    """(N, C, H, W), left to right where ``which`` (N,) bool is True."""
     n = len(pixels)
     # Choosing whole images is three times faster than torch.where on bytes.
     either = torch.cat([pixels, pixels.flip(3)])  # (2N, C, H, W)
-    chosen = torch.arange(n, device=pixels.device) + n * draw.chance("flip", 0.5)
+    chosen = torch.arange(n, device=pixels.device) + n * which
     return either.index_select(0, chosen)
 
 
