@@ -24,6 +24,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import Watch as Watcher
 from cnnctl.engine.inference import evaluate, held_at_once
 from cnnctl.engine.journal import Journal
+from cnnctl.engine.lookahead import kept, look_ahead
 from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.signals import StopFlag, Stopped
@@ -112,11 +113,13 @@ class Loop:
         )
         self.rate, self.rates, self.opt = 0.0, [0.0], None
         self.still: list[nn.Module] = []  # modules that this stage leaves in evaluation mode
+        self.trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         self.watch = Watch(self.model) if trainer.watch and self.processes.first else None
         self.ema = None
         if trainer.ema:
             average = get_ema_multi_avg_fn(trainer.ema)
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.model.training_images = len(self.train.dataset)
         self._load()
         if self.checkpoints is not None:
             self.times.open(self.checkpoints.directory, goes_on=self.progress.total_steps > 0)
@@ -186,11 +189,13 @@ class Loop:
     def _gradient_stage(self, stage: GradientStage) -> None:
         progress, trainer = self.progress, self.trainer
         parameters = list(stage.params())
-        trained = {id(parameter) for parameter in parameters}
+        self.trained = {id(parameter) for parameter in parameters}
         for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
-        groups = parameter_groups(parameters, trainer.decay_norm_and_bias, stage.rate)
-        self.opt = self.optimizer(groups)
+            parameter.requires_grad_(id(parameter) in self.trained)
+        self.opt = self.optimizer(parameter_groups(parameters, trainer.decay_norm_and_bias, stage))
+        for group in self.opt.param_groups:
+            if "decay" in group:
+                group["weight_decay"] *= group["decay"]
         self.rates = [group["lr"] * group.get("share", 1.0) for group in self.opt.param_groups]
         if self.resumed is not None and self.resumed["optimizer"] and progress.step:
             self.opt.load_state_dict(self.resumed["optimizer"])
@@ -230,6 +235,8 @@ class Loop:
         if progress.step == 0:
             self.journal.first_batch(batch, progress.total_steps)
         opt.zero_grad(set_to_none=True)
+        for parameter in self._resting():  # processes wait for the gradients that they began with
+            parameter.requires_grad_(isinstance(module, DistributedDataParallel))
         watch = self.watch if self._is_logged(progress.step + 1) else None
         summed: Losses = {}
         for index, part in enumerate(stage.view(batch).split(trainer.accumulate)):
@@ -245,19 +252,45 @@ class Loop:
         progress.pending.append(summed)  # pyright: ignore[reportArgumentType]  # tensors until logged
         if self.machine.device.type == "cpu":  # costs nothing here, a synchronisation elsewhere
             self._settle()
-        if trainer.clip is not None or watch is not None:
-            self.scaler.unscale_(opt)
-        if watch is not None:
-            watch.gradients()
-        if trainer.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, trainer.clip)
+        self._prepare_gradients(parameters, watch)
         self.scaler.step(opt)
         self.scaler.update()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
         progress.step += 1
         progress.total_steps += 1
+        self._average()
         self.journal.stepped(progress.step, len(batch) * self.processes.world)
+
+    def _prepare_gradients(self, parameters: list[nn.Parameter], watch: Watch | None) -> None:
+        """What is done with gradients before the optimizer gets them."""
+        assert self.opt is not None
+        for parameter in self._resting():
+            parameter.grad = None  # without one an optimizer leaves it alone
+        if self.trainer.clip is not None or watch is not None:
+            self.scaler.unscale_(self.opt)
+        if watch is not None:
+            watch.gradients()
+        if self.trainer.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.trainer.clip)
+
+    def _resting(self) -> list[nn.Parameter]:
+        """Those whose epochs are over; a function of the step alone."""
+        assert self.opt is not None
+        return [
+            parameter
+            for group in self.opt.param_groups
+            if self.progress.step >= group.get("epochs", math.inf) * self.per_epoch
+            for parameter in group["params"]
+        ]
+
+    def _average(self) -> None:
+        """Bring the averaged weights up to the step that was just made."""
+        step, decay, every = self.progress.step, self.trainer.ema, self.trainer.lookahead
+        if self.ema is None or decay is None:
+            return
+        if every is None:
+            self.ema.update_parameters(self.model)
+        elif step % every == 0 or step in (1, self.total):
+            look_ahead(self.ema, self.model, kept(decay, every, step, self.total))
 
     def _after_step(self, stage: GradientStage, evaluating: bool) -> None:
         """Log, evaluate, save and stop, each where it is due."""
@@ -378,7 +411,7 @@ class Loop:
         self.model.train()
         for module in self.model.modules():
             own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
+            if own and not any(id(parameter) in self.trained for parameter in own):
                 module.eval()
         for module in self.still:
             module.training = False

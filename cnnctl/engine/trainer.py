@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from cnnctl.engine.machine import (
     set_threads,
 )
 from cnnctl.errors import Exit, UserError
-from cnnctl.models.base import Model, whole_rate
+from cnnctl.models.base import GradientStage, Model
 
 MAX_WORKERS = 8
 MOST_EVALUATED = 500  # images at once, where the user sets no number
@@ -45,6 +44,7 @@ class Trainer:
     accumulate: int = 1
     clip: float | None = None
     ema: float | None = None
+    lookahead: int | None = None
     decay_norm_and_bias: bool = False
     evaluate_every: int = 1
     evaluate_every_steps: int | None = None
@@ -81,8 +81,7 @@ class Trainer:
             raise ValueError(f"workers must be between 0 and 1024, got {self.workers}")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive, got {self.clip}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        self._check_average()
         if self.batch_size % (self.accumulate * self.devices):
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into {self.devices} devices"
@@ -94,6 +93,12 @@ class Trainer:
             raise ValueError(f"device {self.device} is one, and devices asks for {self.devices}")
         if self.threads is not None and self.threads > cores():
             raise ValueError(f"threads is {self.threads}, but this machine has {cores()} cores")
+
+    def _check_average(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}")
+        if self.lookahead is not None and self.ema is None:
+            raise ValueError("lookahead returns to the averaged weights: set ema too, e.g. 0.95")
 
     def machine(self, processes: Processes) -> Machine:
         """Choose device and precision, and fix the threads of this process."""
@@ -202,6 +207,7 @@ _COUNTS = (
     "steps",
     "batch_size",
     "accumulate",
+    "lookahead",
     "evaluate_every",
     "evaluate_every_steps",
     "save_every",
@@ -218,22 +224,29 @@ _COUNTS = (
 def parameter_groups(
     parameters: list[torch.nn.Parameter],
     decay_all: bool,
-    rate: Callable[[torch.nn.Parameter], float] = whole_rate,
+    stage: GradientStage | None = None,
 ) -> list[dict]:
-    """Groups of one learning rate each, two where norms and biases (everything of one dimension)
-    do not decay.
+    """Groups of one pace each, two where norms and biases (everything of one dimension) do not
+    decay.
 
     Args:
-        rate: the share of the learning rate that a parameter gets; it is the group's "share"
-            where that is not 1.
+        stage: says the share of the learning rate and of the weight decay that a parameter gets,
+            and for how many epochs: a group's "share", "decay" and "epochs", where they are not 1,
+            1 and all.
     """
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
-    shares = {id(parameter): rate(parameter) for parameter in parameters}
-    for share in sorted(set(shares.values()), reverse=True):
-        for decays in (True, False):
-            own = [p for p in parameters if shares[id(p)] == share]
-            own = [p for p in own if (decay_all or p.ndim > 1) == decays]
-            group = {"params": own, **({} if decays else {"weight_decay": 0.0})}
-            groups[share, decays] = {**group, **({} if share == 1 else {"share": share})}
-    return [group for group in groups.values() if group["params"]]
+    groups: dict[tuple[float, ...], dict[str, Any]] = {}
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        pace = (1.0, 1.0, math.inf)
+        if stage is not None:
+            pace = (stage.rate(parameter), stage.decay(parameter), stage.epochs(parameter))
+        decays = decay_all or parameter.ndim > 1
+        if (*pace, decays) not in groups:
+            named = zip(("share", "decay", "epochs"), pace, (1.0, 1.0, math.inf), strict=True)
+            own = {name: value for name, value, usual in named if value != usual}
+            none = {} if decays else {"weight_decay": 0.0}
+            groups[*pace, decays] = {"params": [], **none, **own}
+        groups[*pace, decays]["params"].append(parameter)
+    # Those of the whole rate come first: it is the one that is shown.
+    return [groups[pace] for pace in sorted(groups, key=lambda p: (p[0] == 1, p), reverse=True)]

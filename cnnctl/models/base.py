@@ -7,6 +7,7 @@ trainer.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,13 +37,18 @@ def whole_rate(parameter: nn.Parameter) -> float:
     return 1.0
 
 
+def all_epochs(parameter: nn.Parameter) -> float:
+    return math.inf
+
+
 @dataclass(frozen=True)
 class GradientStage:
     """Minimise the sum of ``loss`` over ``params``.
 
     ``params`` may be a subset, which freezes the rest; ``view`` turns a batch of images into what
     is trained on (patches, regions, crops); ``evaluate=False`` skips validation in this stage.
-    ``rate`` is the share of the learning rate that a parameter is trained with; modules in
+    ``rate`` is the share of the learning rate that a parameter is trained with, ``decay`` that of
+    the weight decay, and after ``epochs`` of the stage it stays as it is; modules in
     ``still`` stay in evaluation mode (running statistics, no dropout). ``first`` gets the training
     data once, in order and not augmented, before the first step and again after a resume.
     """
@@ -53,6 +59,8 @@ class GradientStage:
     view: Callable[[Batch], Batch] = identity
     evaluate: bool = True
     rate: Callable[[nn.Parameter], float] = whole_rate
+    decay: Callable[[nn.Parameter], float] = whole_rate
+    epochs: Callable[[nn.Parameter], float] = all_epochs
     still: Callable[[], Iterable[nn.Module]] = tuple
     first: Callable[[Iterator[Batch]], None] | None = None
 
@@ -72,14 +80,6 @@ class FitStage:
 Stage = GradientStage | FitStage
 
 
-class Model(nn.Module, ABC):
-    """
-    Attributes:
-        eval_pixels: of the images that are evaluated at once, by default.
-        rebuilt: the layers that start at random in spite of published weights, by name.
-        published: the layers beside the backbone that the backbone's published weights filled.
-        trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
-        needs: columns of the truth without which it cannot be built: a task must have them.
 @dataclass(frozen=True)
 class Templates:
     """How much a gradient of each orientation, in each cell, speaks for a class.
@@ -93,6 +93,14 @@ class Templates:
     turn: float = 0.5
 
 
+class Model(nn.Module, ABC):
+    """
+    Attributes:
+        eval_pixels: of the images that are evaluated at once, by default.
+        rebuilt: the layers that start at random in spite of published weights, by name.
+        published: the layers beside the backbone that the backbone's published weights filled.
+        trained_shape: (C, h, w) of the images that it is built for; ``build.model`` sets it.
+        needs: columns of the truth without which it cannot be built: a task must have them.
         reads_proposals: whether it looks only where ``Images.proposals`` says.
         training_images: of the run; the loop sets it, before the first stage.
     """
@@ -138,6 +146,10 @@ class Templates:
         with so many proposals each; 0 where it keeps nothing there."""
         return 0
 
+    def templates(self) -> Templates | None:
+        """What each class looks for, to be drawn; None: its weights are no such picture."""
+        return None
+
     def less_memory(self, size: tuple[int, int]) -> str:
         """A setting with which one image, now (h, w) in pixels, is evaluated in less memory."""
         return f"augmentation.size={max(1, min(size) // 2)}"
@@ -145,10 +157,6 @@ class Templates:
 
 class ClassificationModel(Model):
     """A network from pixels (N, C, H, W) to logits (N, K): subclasses write ``forward`` only.
-
-    def templates(self) -> Templates | None:
-        """What each class looks for, to be drawn; None: its weights are no such picture."""
-        return None
 
     How it is tested (``testing``) belongs to the task, which sets it.
     """

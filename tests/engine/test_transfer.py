@@ -88,7 +88,7 @@ def test_last_trains_the_deepest_and_the_head():
 def test_rates_of_the_groups():
     model = resnet()
     stage = only(Full(backbone_rate=0.25).stages(model, None, silent))
-    groups = parameter_groups(list(stage.params()), False, stage.rate)
+    groups = parameter_groups(list(stage.params()), False, stage)
     found = [
         (g.get("share", 1), g.get("weight_decay"), sum(p.numel() for p in g["params"]))
         for g in groups

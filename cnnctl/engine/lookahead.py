@@ -1,0 +1,47 @@
+"""Averaged weights that training returns to: Zhang, Lucas, Hinton, Ba, "Lookahead optimizer",
+arXiv:1907.08610, algorithm 1, with a share that changes: Jordan, arXiv:2404.00498, section 3.4.
+
+Differs from the first paper: its share is the same all the time; here running statistics are
+averaged as weights are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+POWER = 3  # of the share of the run that is over
+
+
+def kept(decay: float, every: int, step: int, total: int) -> float:
+    """The share of the average that stays in it at ``step`` of ``total``.
+
+    Next to nothing at first, so that training is hardly held back, and decay ** every at the end.
+
+    Args:
+        decay: of one step.
+        every: steps since the last time.
+    """
+    return decay**every * (step / total) ** POWER
+
+
+@torch.no_grad()
+def look_ahead(average: AveragedModel, model: nn.Module, share: float) -> None:
+    """Move the average towards the model but for ``share``, and the model to where that is.
+
+    What is no floating-point number (a count) is taken from the model as it is.
+    """
+    if not average.n_averaged:  # it holds what the model was before training
+        average.update_parameters(model)
+        return
+    for slow, fast in zip(*map(_tensors, (average.module, model)), strict=True):
+        if fast.is_floating_point():
+            slow.lerp_(fast, 1 - share)
+            fast.copy_(slow)
+        else:
+            slow.copy_(fast)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
