@@ -136,11 +136,31 @@ def test_weights_of_a_run_are_taken(drawn, tmp_path):
     assert not torch.equal(drawn[0][2], drawn[2][2])
 
 
+def test_templates_of_a_run(command, tmp_path, monkeypatch, capsys):
+    """They are of its weights: before it is fitted there are none."""
+    monkeypatch.chdir(tmp_path)
+    own = [*FEW, "model=hog_detector"]
+    assert command("info", *own, "draw=templates") == Exit.CONFIG
+    assert "weights=<its run> has them" in capsys.readouterr().err
+    config = compose.settings(compose.compose("train", own))
+    model = build.model(config, build.dataset(config, "train"), (64, 64))
+    torch.nn.init.normal_(model.template.weight)  # pyright: ignore
+    state = {"config": {}, "model": model.state_dict(), "progress": {"total_steps": 1}}
+    state = {**dict.fromkeys(checkpoint.HOLDS), **state, "format": checkpoint.FORMAT}
+    (tmp_path / "run").mkdir()
+    Checkpoints(tmp_path / "run").save(state, metric=None, best=True, keep=False)
+    assert command("info", *own, "draw=templates", "weights=run", "output=t.png") == 0
+    assert f"templates: {tmp_path / 't.png'}" in capsys.readouterr().out
+    width, height = Image.open(tmp_path / "t.png").size
+    assert width > 5 * 200 > 2 * 200 < height, "ten of them, five in a row"
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
         (("model=ssd", "draw=targets"), Exit.CONFIG, "model=ssd has no targets"),
         (("model=ssd", "draw=proposals"), Exit.CONFIG, "model=ssd has no proposals"),
+        (("model=ssd", "draw=templates"), Exit.CONFIG, "model=ssd has no templates"),
         (("model=fcos", "draw=anchors"), Exit.CONFIG, "model=fcos has no anchors"),
         (("draw=ankers",), Exit.CONFIG, 'nothing to draw called "ankers"'),
         (("drow=anchors",), Exit.CONFIG, 'did you mean "draw"'),
