@@ -81,7 +81,7 @@ class FasterRCNNC4(DetectionModel):
     """
 
     eval_pixels = 1 << 18  # a region has a large map
-    published_seconds = (0.010, 0.188)  # table 5, VGG-16 on a K40
+    published_seconds = (0.010, 0.188)  # table 5: VGG-16, a K40
 
     def __init__(
         self,

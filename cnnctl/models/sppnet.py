@@ -97,6 +97,7 @@ class SPPNet(DetectionModel):
     """
 
     reads_proposals: ClassVar[bool] = True
+    published_seconds = (2.0, 2.3)  # Fast R-CNN, table 4: VGG-16, a K40; selective search, a CPU
     eval_pixels = 1 << 18  # of an image there may be thousands of regions
 
     def __init__(
