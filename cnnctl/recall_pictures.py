@@ -40,7 +40,8 @@ def recall_curves(methods: Mapping[str, Recall], iou: float = 0.5) -> Tensor:
     for place, (name, recall) in enumerate(methods.items()):
         colour, label = f"C{place % _COLOURS}", pictures._short(name)
         percent = [100 * share for share in recall.at(iou)]
-        left.plot(recall.counts, percent, "o-", color=colour, label=label, linewidth=2)
+        numbers = [max(1, count) for count in recall.counts]  # of none too, on this axis
+        left.plot(numbers, percent, "o-", color=colour, label=label, linewidth=2)
         _over_iou(right, recall, colour)
     left.set_xscale("log")
     left.xaxis.set_major_formatter("{x:,.0f}")

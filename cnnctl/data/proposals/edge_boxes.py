@@ -8,7 +8,7 @@ Differs from the paper:
 - edges are those of structured forests (Dollar and Zitnick 2013) only where ``model`` names their
   file, which is not part of opencv; else they are the gradient of the blurred image in the colour
   space Lab, the strongest of its three parts, thinned across the edge;
-- a small image is made larger first, and the smallest area of a box is a share of the image.
+- a small image is made larger first, and the smallest area of a window is a share of the image.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class EdgeBoxes(ProposalMethod):
         sigma: of the blur before the gradient, pixels; unused with a model.
         alpha: overlap from one window to the next while sliding.
         beta: overlap above which a box is dropped beside a better one.
-        area: the smallest box, as a share of the image.
+        area: of the smallest window that slides, as a share of the image; what it is refined to may
+            be smaller.
 
     Raises:
         ValueError: a number is out of range.

@@ -134,8 +134,8 @@ def _coloured(pixels: np.ndarray, space: str) -> np.ndarray:
     if space == "I":
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     if space == "rgI":  # red and green as shares of all three, and the intensity
-        total = pixels.sum(2, keepdims=True, dtype=np.float32).clip(1)
-        shares = (255 * pixels[:, :, :2] / total).astype(np.uint8)
+        values = pixels.astype(np.float32)
+        shares = (255 * values[:, :, :2] / values.sum(2, keepdims=True).clip(1)).astype(np.uint8)
         return np.dstack([shares, _coloured(pixels, "I")])
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
     return np.ascontiguousarray(hsv[:, :, 0]) if space == "H" else hsv
