@@ -342,7 +342,7 @@ class _Data:
         boxes, chosen, must, columns = choose(boxes, there, truth_of(batch.images, batch.targets))
         chosen[:new] = False
         if most is not None and int(chosen.sum(1).max()) > most:
-            self._warn(int(chosen.sum(1).max()), most)
+            self._warn(most)
             chosen = thinned(chosen, must, most)
         image, row = chosen.nonzero(as_tuple=True)
         assert self.describe is not None
@@ -354,10 +354,10 @@ class _Data:
         count, wanted = self.images(), self.fitting.images
         return count if count is None or wanted is None else min(count, wanted)
 
-    def _warn(self, there: int, most: int) -> None:
+    def _warn(self, most: int) -> None:
         warnings.warn(
-            f"{most:,} of {there:,} regions of an image are learnt from, as the features of all"
-            f" would take more than model.cache_gb={self.fitting.cache_gb:g}",
+            f"at most {most:,} regions of an image are learnt from, as the features of all would"
+            f" take more than model.cache_gb={self.fitting.cache_gb:g}",
             stacklevel=2,
         )
 

@@ -7,18 +7,21 @@ crop on its own. It is fine-tuned to tell the classes and background apart (sect
 SVM for each class is solved on its last hidden layer, and a box regressor for each class on its
 last map.
 
-Differs from the paper: the crops of a step come from the images of a batch, 2000 images in the
-paper; where a batch has too few objects, background takes their place. A ResNet has no fc7: the
+Differs from the paper: the crops of a step come from the images of a batch, in the paper from all
+images; where a batch has too few objects, background takes their place. A ResNet has no fc7: the
 SVMs see the mean of its last map. What the regressors see of a map is averaged into at most 6 x 6
 bins, and fewer where that would be more than 9216 numbers, AlexNet's. Crops are 224 x 224, which
-torchvision's networks are made for (227 in the paper), and fewer pixels of small images. Scores are
-the logistic function of the margins. Boxes are corrected before overlapping ones are dropped.
+torchvision's networks are made for (227 in the paper). Of images below 256 pixels crops are small,
+and dense layers of one's own on the map at stride 8 take the place of what a backbone has above it.
+Scores are the logistic function of the margins. Boxes are corrected before overlapping ones are
+dropped.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +33,7 @@ from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, given_proposals, truth_of
 from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures, best_regions
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
+from cnnctl.models.region_head import Parts, dense_layers, parts_of
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.clock import POST_PROCESSING, REGIONS, timed
 from cnnctl.ops.hard_negatives import Mining
@@ -39,6 +43,8 @@ from cnnctl.structures import Batch, Images, Targets
 
 POSITIVES, OBJECT = 0.25, 0.5  # 32 of 128 crops show an object; overlap from which one does
 NOTHING = -1  # the label of a crop that counts for nothing
+CROPS, MANY_CROPS = 128, 256
+UNITS = (256, 256)  # of the dense layers for small images
 PLACED = 9216  # numbers at most that a regressor sees: AlexNet's pool5
 BINS = 6  # along a side of them
 AT_ONCE = 1 << 22  # pixels of the crops that go through the network together
@@ -50,10 +56,15 @@ class RCNN(DetectionModel):
     Args:
         num_classes: K.
         size: (h, w) of the training input.
-        backbone: any; the dense layers that its published network has go on from its last map, or
-            else its mean is taken.
+        backbone: any; cut at a map a VGG, AlexNet or ResNet.
         side: of a crop, in pixels; None: 224, or 32 where ``size`` is below 256.
-        crops: of a batch that the network is fine-tuned on, a quarter objects at most.
+        map: "c4" at stride 16 or "c3" at stride 8, where the backbone is cut in two; "whole": not
+            at all, the dense layers that its published network has go on from its last map, or else
+            its mean is taken; None: "whole", or "c3" where ``size`` is below 256.
+        dense: units of layers on the map, in place of the backbone's own; () are these; None: (),
+            or two of 256 where ``size`` is below 256.
+        crops: of a batch that the network is fine-tuned on, a quarter objects at most; None is the
+            paper's 128, or 256 where ``size`` is below 256, and crops are small.
         svm: SVMs say what a region is; False: the fine-tuned network (the paper's appendix B).
         regress: correct the boxes.
         fit_images: of the training data, the first, that SVMs and regressors are solved on; None:
@@ -69,7 +80,8 @@ class RCNN(DetectionModel):
         ValueError: a number is out of range.
     """
 
-    reads_proposals = True
+    reads_proposals: ClassVar[bool] = True
+    published_seconds = (2.0, 47.0)  # Fast R-CNN, table 4: VGG-16, a K40; selective search, a CPU
     eval_pixels = 1 << 18  # of whose regions there are as many as there are proposals
 
     def __init__(
@@ -78,7 +90,9 @@ class RCNN(DetectionModel):
         backbone: Backbone,
         size: tuple[int, int],
         side: int | None = None,
-        crops: int = 128,
+        map: Literal["c3", "c4", "whole"] | None = None,
+        dense: tuple[int, ...] | None = None,
+        crops: int | None = None,
         svm: bool = True,
         regress: bool = True,
         fit_images: int | None = None,
@@ -93,15 +107,23 @@ class RCNN(DetectionModel):
     ) -> None:
         super().__init__()
         small = min(size) < SMALL
-        side = side if side is not None else 32 if small else 224
-        require_counts(side=side, crops=crops, detections=detections)
+        if side is None:
+            side = 32 if small else 224
+        if crops is None:
+            crops = MANY_CROPS if small else CROPS
+        if dense is None:
+            dense = UNITS if small else ()
+        require_counts(side=side, crops=crops, detections=detections, dense=min(dense, default=1))
         require_shares(score=score, overlap=overlap)
-        backbone.require((side, side))
         if frozen_norm:
             freeze_norm(backbone)
         self.num_classes, self.side, self.crops = num_classes, side, crops
         self.score, self.overlap, self.most = score, overlap, detections
-        self.network = RegionNetwork(backbone, side, num_classes)
+        at = map or ("c3" if small else "whole")
+        if at == "whole":
+            backbone.require((side, side))
+        parts = whole(backbone) if at == "whole" else parts_of(backbone, size, "rcnn", at, dense)
+        self.network = RegionNetwork(parts, dense, side, num_classes)
         fitting = Fitting(
             svm=svm,
             regress=regress,
@@ -210,7 +232,8 @@ class RCNN(DetectionModel):
 
     def describe(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
         """Of boxes (B, 4), so many crops at a time that memory is bounded."""
-        return RegionFeatures(*map(torch.cat, zip(*self._parts(images, boxes, image), strict=True)))
+        parts = zip(*self._parts(images, boxes, image), strict=True)
+        return RegionFeatures(*(torch.cat(part) for part in parts))
 
     def _parts(
         self, images: Images, boxes: Tensor, image: Tensor
@@ -222,42 +245,65 @@ class RCNN(DetectionModel):
 
 
 class RegionNetwork(nn.Module):
-    """A backbone, the dense layers of its published network, and the softmax over K + 1.
+    """Layers to a map, layers on it, and the softmax over K + 1.
 
     Args:
+        parts: the two.
+        dense: units of other layers on the map; () are those of ``parts``.
         side: of the crops that it sees.
 
     Attributes:
         width, placed: numbers of a crop that SVMs and regressors see.
     """
 
-    def __init__(self, backbone: Backbone, side: int, num_classes: int) -> None:
+    def __init__(self, parts: Parts, dense: tuple[int, ...], side: int, num_classes: int) -> None:
         super().__init__()
-        self.backbone, self.deepest = backbone, backbone.deepest
-        channels = backbone.channels[self.deepest]
-        top = backbone.build_top()
-        if top is None:
-            self.seen, self.top, self.width = 1, nn.Flatten(), channels
-        else:
-            dense = [layer for layer in top.modules() if isinstance(layer, nn.Linear)]
-            self.seen = math.isqrt(dense[0].in_features // channels)
-            self.top, self.width = top, dense[-1].out_features
-        bins = min(BINS, math.isqrt(PLACED // channels), -(-side // backbone.strides[self.deepest]))
-        self.bins = max(1, bins)
-        self.placed = channels * self.bins**2
+        self.trunk, self.top = parts.trunk, parts.top
+        self.seen, self.width = parts.bins, parts.width
+        there = math.ceil(side / parts.stride)  # along a side of the map
+        if dense:
+            self.seen, self.width = min(BINS, there), dense[-1]
+            self.top = dense_layers(parts.channels * self.seen**2, dense)
+        elif not any(isinstance(layer, nn.Linear) for layer in self.top):
+            self.seen = min(self.seen, there)
+        self.bins = max(1, min(BINS, there, math.isqrt(PLACED // parts.channels)))
+        self.placed = parts.channels * self.bins**2
         self.cls_score = nn.Linear(self.width, num_classes + 1)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
 
     def forward(self, crops: Tensor) -> RegionFeatures:
         """(B, C, side, side) -> what SVMs and regressors see."""
-        maps = self.backbone(crops)[self.deepest]
+        maps = self.trunk(crops)
         named = self.top(F.adaptive_avg_pool2d(maps, self.seen))
         return RegionFeatures(named, F.adaptive_avg_pool2d(maps, self.bins).flatten(1))
 
     def logits(self, named: Tensor) -> Tensor:
         """(B, width) -> (B, K + 1), background last."""
         return self.cls_score(named)
+
+
+class Deepest(nn.Module):
+    """A backbone from pixels to its last map alone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.backbone(pixels)[self.backbone.deepest]
+
+
+def whole(backbone: Backbone) -> Parts:
+    """A backbone to its last map, and the published dense layers after it, or the map's mean."""
+    last = backbone.deepest
+    channels, stride = backbone.channels[last], backbone.strides[last]
+    trunk, top = nn.Sequential(Deepest(backbone)), backbone.build_top()
+    if top is None:
+        return Parts(trunk, channels, stride, nn.Sequential(nn.Flatten()), channels, 1)
+    dense = [layer for layer in top.modules() if isinstance(layer, nn.Linear)]
+    bins, width = math.isqrt(dense[0].in_features // channels), dense[-1].out_features
+    return Parts(trunk, channels, stride, nn.Sequential(*top.children()), width, bins)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
