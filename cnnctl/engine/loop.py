@@ -184,7 +184,15 @@ class Loop:
         loaded = self.train.in_order(self._evaluated_at_once(), Share(), as_trained=True)
         held = held_at_once(self.model, f"stage {name}")
         with torch.no_grad(), faults_explained(held):
-            see(held.seen(batch for _, batch in loaded))
+            see(held.seen(self._until_asked(batch for _, batch in loaded)))
+
+    def _until_asked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """All of them, unless a signal comes: a fit that is cut off is not kept."""
+        stop = self._stop_within()
+        for batch in batches:
+            if stop.signum is not None:
+                raise Stopped(stop.signum)
+            yield batch
 
     def _gradient_stage(self, stage: GradientStage) -> None:
         progress, trainer = self.progress, self.trainer

@@ -108,6 +108,7 @@ def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
         "step": ([Loop], "_step", True),
         "signal": ([Loop], "_step", True),
         "signal in evaluation": (EVALUATORS, "update", True),
+        "signal in fit": ([Loop], "_show_all", True),
         "evaluation": (EVALUATORS, "update", False),
         "evaluated": ([loop], "evaluate", False),
         "save": ([Checkpoints], "save", True),
@@ -249,7 +250,10 @@ def test_streamed_images(workers, train, command, references, picture_folder, tm
 
 @pytest.mark.parametrize(
     "moment",
-    ["step 1", "step 5", "saved 1", "saved 4", "step 12", "step 20", "signal in evaluation 3"],
+    [
+        *("step 1", "step 5", "saved 1", "saved 4", "step 12", "step 20"),
+        *("signal in evaluation 3", "signal in fit 1"),
+    ],
 )
 def test_stages(moment, train, command, references, tmp_path):
     """A fit without gradients, then two gradient stages over different parameters."""
