@@ -22,7 +22,10 @@ from cnnctl.backbones.vgg import VGG
 from cnnctl.models.one_stage import SMALL
 
 Map = Literal["c3", "c4"]
-BINS = 7  # along a side of a region that dense layers of one's own see
+BINS, FEW_BINS = (
+    7,
+    4,
+)  # along a side of a region that dense layers of one's own see; of small images
 
 
 @dataclass
@@ -68,7 +71,8 @@ def parts_of(
     that a map has a pixel for every ``stride`` pixels of the image. Its weights stay as they are.
 
     Args:
-        size: (h, w) of the training input: of one below 256 a ResNet's regions have 7x7 bins.
+        size: (h, w) of the training input: of one below 256 regions have fewer bins, 7x7 for a
+            ResNet's own layers and 4x4 for ``dense``.
         model: its name, for the message.
         at: "c4" is at stride 16, "c3" at stride 8.
         dense: units of layers that are above the map in place of the backbone's own; () is these.
@@ -84,8 +88,8 @@ def parts_of(
         kind = type(backbone).__name__
         raise ValueError(f"{model} needs a VGG, AlexNet or a ResNet, got {kind}")
     if dense:
-        parts.bins, parts.width = BINS, dense[-1]
-        parts.top = dense_layers(parts.channels * BINS**2, dense)
+        parts.bins, parts.width = BINS if min(size) >= SMALL else FEW_BINS, dense[-1]
+        parts.top = dense_layers(parts.channels * parts.bins**2, dense)
     return parts
 
 

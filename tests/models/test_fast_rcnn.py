@@ -77,7 +77,7 @@ def test_numbers_of_the_paper_and_of_small_images():
     assert shapes["top.1.weight"] == (4096, 512 * 49)
     assert shapes["cls_score.weight"] == (21, 4096)
     assert shapes["bbox_pred.weight"] == (80, 4096)
-    assert (little.stride, little.bins, little.regions) == (8, 7, 32)
+    assert (little.stride, little.bins, little.regions) == (8, 4, 32)
     assert [p.shape[0] for name, p in little.head.top.named_parameters() if "weight" in name] == [
         *(256, 256)
     ]
@@ -216,7 +216,7 @@ def test_truncated_layers_are_of_prediction_alone():
     dense = [layer for layer in truncated.head.top.children() if isinstance(layer, nn.Linear)]
     assert [
         one.parameters(layer) for one, layer in zip(truncated.truncated, dense, strict=True)
-    ] == [2 * (128 * 49 + 256) + 256, 3 * 512 + 256]
+    ] == [2 * (128 * 16 + 256) + 256, 3 * 512 + 256]
     with torch.device("meta"):
         ranks = [one.rank for one in FastRCNN(20, VGG(16), (600, 800), svd=0.25).truncated]
     assert ranks == [1024, 1024]

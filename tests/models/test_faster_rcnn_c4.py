@@ -260,5 +260,5 @@ def test_refuses(options, message):
 
 
 def test_refuses_another_backbone():
-    with pytest.raises(ValueError, match="faster_rcnn_c4 needs a VGG, AlexNet or a ResNet, got Other"):
+    with pytest.raises(ValueError, match="needs a VGG, AlexNet or a ResNet, got Other"):
         FasterRCNNC4(3, Other(), (64, 64))

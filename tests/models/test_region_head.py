@@ -87,6 +87,9 @@ def test_dense_layers_in_place_of_its_own(monkeypatch):
     assert [layer.out_features for layer in found.top if isinstance(layer, nn.Linear)] == [24, 16]
     assert (found.width, found.bins, counted(found.trunk, nn.Conv2d)) == (16, 7, 6)
     assert found.top(noise(2, 512, 7, 7)).shape == (2, 16)
+    few = parts(VGG(11), "c3", LITTLE, (24, 16))
+    assert few.bins == 4
+    assert few.top(noise(2, 512, 4, 4)).shape == (2, 16)
 
 
 def test_dense_layers_keep_the_variance():
