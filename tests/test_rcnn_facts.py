@@ -1,5 +1,5 @@
-"""The argument of the R-CNN lineage, from the live networks: what each leaves out of the work of the
-one before, and what it keeps.
+"""The argument of the R-CNN lineage, from the live networks: what each does less than the one
+before, and what it keeps.
 
 Facts of single parts are beside these: RoI pooling as a pyramid of one level and its fixed length
 in tests/models/test_sppnet.py, projection by the receptive field's centre in
@@ -62,9 +62,9 @@ def test_the_published_times_and_their_ratios():
 
 
 def test_convolutions_of_every_region_or_once_an_image():
-    """VGG-16 and the published sizes. A crop of 224 x 224 is 30.7 GFLOPs of convolutions. An image of
-    600 x 1000, filled up to 608 x 1008, has 12 times as many pixels and costs Fast R-CNN as much as
-    12 crops, whatever the number of regions; 2,000 crops cost R-CNN 164 times as much."""
+    """VGG-16 and the published sizes. A crop of 224 x 224 is 30.7 GFLOPs of convolutions. An image
+    of 600 x 1000, filled up to 608 x 1008, has 12 times as many pixels and costs Fast R-CNN as much
+    as 12 crops, whatever the number of regions; 2,000 crops cost R-CNN 164 times as much."""
     with META:
         crops = RCNN(K, VGG(16, 3), (600, 1000), dense=())
         once = FastRCNN(K, VGG(16, 3), (600, 1000))
