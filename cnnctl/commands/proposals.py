@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,20 @@ from omegaconf import DictConfig
 
 from cnnctl import build, compose
 from cnnctl.commands.eval_predictions import truth_rows
-from cnnctl.commands.proposing import config_name, made, method_of
+from cnnctl.commands.proposing import made, method_of
 from cnnctl.data.base import SPLITS, Dataset, NoSplit
+from cnnctl.data.image_file import printable
 from cnnctl.data.proposals.base import ProposalMethod
-from cnnctl.engine import checkpoint
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.errors import Exit, UserError, nearest
+from cnnctl.metrics.proposal_recall import ProposalRecall, Recall
+from cnnctl.recall_pictures import recall_curves
 
 _PARTS = ("data", "task", "proposals", "trainer", "trust")  # of a configuration, that have a say
+_ALL = "all"
+_IOUS = (0.5, 0.7, 0.9)  # columns of the table on the console
 
 
 @dataclass
@@ -61,8 +67,8 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
     Raises:
         UserError: there is no such split, no method is named, or as ``proposal_cache.keep``.
     """
-    if options.split is not None and options.split not in SPLITS:
-        advice = nearest(str(options.split), SPLITS)
+    if options.split not in (*SPLITS, _ALL):
+        advice = nearest(options.split, [*SPLITS, _ALL])
         raise UserError(f'there is no split "{options.split}"', field="split", advice=advice)
     console, stop = Console(), StopFlag()
     method = method_of(config, Processes())
@@ -70,25 +76,30 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
         raise UserError(
             "names no method",
             field="proposals",
-            advice=f"choose one of: {', '.join(set(compose.groups()['proposals']) - {'none'})}",
+            advice=nearest("", set(compose.groups()["proposals"]) - {"none"}),
         )
     for remark in method.remarks():
         console.say(remark)
     stop.install()
+    curves: dict[str, Recall] = {}
     record: dict[str, Any] = {"proposals": chosen["proposals"], "settings": method.settings()}
     try:
-        for split in [options.split] if options.split else SPLITS:
+        for split in SPLITS if options.split == _ALL else [options.split]:
             try:
                 data = build.dataset(config, split)
             except NoSplit:
-                if options.split:
+                if options.split != _ALL:
                     raise
                 continue
             found = _made(config, data, method, console, stop, split)
-            record[split] = _told(console, f"{chosen['proposals']} on {chosen['data']}", found)
+            curves[split] = recall = _recall(found)
+            _tell(console, f"{chosen['proposals']} on {chosen['data']}, {split}", found, recall)
+            record[split] = _figures(found, recall)
     except Stopped as stopped:
         console.say("stopped; what is made is kept, and the same command goes on from there")
         return 128 + stopped.signum
+    path = Path(options.output or f"proposals-{chosen['proposals']}-{chosen['data']}.png")
+    _write(console, path.expanduser().absolute(), record, recall_curves(curves))
     return Exit.DONE
 
 
@@ -133,18 +144,98 @@ def _made(
     with console.bar_if_slow("images") as show:
         for index in range(len(data)):
             image = data[index][0]
-            started = time.perf_counter()
+            started = time.process_time()
             boxes.append(method.propose(image).numpy())
-            seconds += time.perf_counter() - started
+            seconds += time.process_time() - started
             show(index + 1, len(data))
             if stop:
                 raise Stopped(stop.signum or 0)
     return Made(data, boxes, seconds / max(1, len(data)))
 
 
-def _told(console: Console, title: str, found: Made) -> dict[str, Any]:
-    """Say what was found in a split; the figures."""
+def _recall(found: Made) -> Recall:
+    """How many objects of any class the proposals are on; no image is read for it."""
+    truth, scored = truth_rows(found.data), ProposalRecall()
+    ends = np.searchsorted(truth.image, np.arange(len(found.data) + 1))
+    for index, (start, stop) in enumerate(pairwise(ends.tolist())):
+        own = truth.at(np.arange(start, stop))
+        columns = (found.boxes[index], own.boxes, own.crowd | own.difficult)
+        scored.update(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns))
+    return scored.compute()
+
+
+def _tell(console: Console, title: str, found: Made, recall: Recall) -> None:
     counts = found.counts()
-    middle = float(np.median(counts)) if len(counts) else 0.0
-    least, most = int(counts.min(initial=0)), int(counts.max(initial=0))
-    return {"images": len(counts), "median": middle, "least": least, "most": most}
+    console.table(
+        title,
+        ("proposals", *(f"recall at IoU {iou:g}" for iou in _IOUS), "average recall"),
+        [
+            [f"{row['proposals']:,}", *(_percent(row[name]) for name in list(row)[1:])]
+            for row in recall.rows()
+        ],
+    )
+    console.facts(
+        [
+            ("images", f"{recall.images:,} with {recall.objects:,} objects"),
+            (
+                "proposals",
+                f"{np.median(counts):,.0f} an image (median), {counts.min():,} to {counts.max():,}"
+                if len(counts)
+                else "none",
+            ),
+            ("time", f"{_seconds(found.seconds)} an image on one core"),
+        ]
+    )
+    if len(counts) and not counts.any():
+        console.say("warning: nothing is proposed in any image")
+
+
+def _seconds(time: float) -> str:
+    return f"{time:.3g} s" if time >= 1 else f"{1000 * time:.3g} ms"
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.1f}%"
+
+
+def _figures(found: Made, recall: Recall) -> dict[str, Any]:
+    """For other programs: recall[c][t] is that of the first counts[c] proposals at ious[t]."""
+    counts = found.counts()
+    share = [[None if math.isnan(s) else s for s in row] for row in recall.recall.tolist()]
+    return {
+        "images": recall.images,
+        "objects": recall.objects,
+        "proposals_an_image": {
+            "median": float(np.median(counts)) if len(counts) else 0.0,
+            "least": int(counts.min(initial=int(counts.max(initial=0)))),
+            "most": int(counts.max(initial=0)),
+        },
+        "seconds_an_image": found.seconds,
+        "ious": list(recall.ious),
+        "counts": list(recall.counts),
+        "recall": share,
+        "average_recall": [None if math.isnan(s) else s for s in recall.average.tolist()],
+    }
+
+
+def _write(console: Console, path: Path, record: dict[str, Any], picture: torch.Tensor) -> None:
+    """The figure, and all numbers beside it."""
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(encoded, "PNG")
+    for file, content in (
+        (path, encoded.getvalue()),
+        (path.with_suffix(".json"), json.dumps(record, indent=1).encode()),
+    ):
+        try:
+            file.write_bytes(content)
+        except OSError as error:
+            raise UserError(
+                f"cannot be written: {error.strerror or error}",
+                file=printable(file),
+                field="output",
+                advice="output=<another file>",
+                code=Exit.MACHINE,
+            ) from None
+        console.say(f"written: {file}")

@@ -92,7 +92,8 @@ class Console:
                     bars.enter_context(self.progress())
                     bar = self.bar(name, total, done)
                 if bar is not None:
-                    bar.advance(done, f"{done / seconds:,.0f} {name}/s")
+                    rate = done / seconds
+                    bar.advance(done, f"{rate:,.{0 if rate >= 10 else 1}f} {name}/s")
 
             yield watch
 
