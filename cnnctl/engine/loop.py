@@ -166,7 +166,7 @@ class Loop:
     def _fit_stage(self, stage: FitStage) -> None:
         """Has no position: interrupted, it starts anew. Every process fits on all of the data."""
         progress = self.progress
-        self.resumed = None
+        self.resumed = self.opt = None  # none of a stage before belongs in its checkpoints
         with self.journal.stage(stage.name, 1, 1, progress.step):
             if not progress.step:
                 self._show_all(stage.name, stage.fit)

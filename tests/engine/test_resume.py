@@ -17,6 +17,7 @@ from cnnctl.metrics.classification import ClassificationEvaluator
 from cnnctl.metrics.detection import DetectionEvaluator
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.metrics.segmentation import SegmentationEvaluator
+from cnnctl.models.feature_cache import FeatureStore, features_folder
 
 EVERYTHING = (  # that has a state
     "augmentation=mixup",
@@ -58,6 +59,14 @@ SETTINGS = {
         *("model.regions=8", "model.proposals_train=20", "model.proposals_test=10"),
         *("data.size=64", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.train_images=12"),
         *("data.val_images=4", "trainer.batch_size=4", "optimizer=sgd"),
+        *("optimizer.momentum=0", "optimizer.nesterov=false"),
+        *("trainer.steps=4", "trainer.save_every=2", "trainer.evaluate_every_steps=4"),
+    ),
+    "rcnn": (  # a gradient stage, then two that are fitted, on features that are kept meanwhile
+        *("task=detect", "model=rcnn", "proposals=sliding_windows", "proposals.count=20"),
+        *("data.size=64", "data.digits=[1,3]", "data.scale=[0.3,0.6]", "data.train_images=12"),
+        *("data.val_images=4", "model.crops=8", "model.dense=[16]", "model.side=16"),
+        *("trainer.batch_size=4", "trainer.eval_batch_size=4", "optimizer=sgd"),
         *("optimizer.momentum=0", "optimizer.nesterov=false"),
         *("trainer.steps=4", "trainer.save_every=2", "trainer.evaluate_every_steps=4"),
     ),
@@ -113,6 +122,7 @@ def interrupt(patch: pytest.MonkeyPatch, moment: str) -> None:
         "evaluated": ([loop], "evaluate", False),
         "save": ([Checkpoints], "save", True),
         "saved": ([Checkpoints], "save", False),
+        "features": ([FeatureStore], "add", True),
     }[what]
     for owner in owners:
         _interrupt_at(patch, owner, name, before, what, int(number))
@@ -194,6 +204,26 @@ def test_ends_as_if_never_interrupted(
     reference = references(name, *overrides)
     stopped_and_resumed(train, command, tmp_path / "run", overrides, moment)
     assert comparing.runs_differ(reference, tmp_path / "run") == []
+
+
+@pytest.mark.filterwarnings("ignore:no true box")
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "features 5",  # the second batch of the third stage
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in ("step 4", "features 2", "save 4", "evaluated 1")
+        ),
+    ],
+)
+def test_stages_that_keep_features(moment, train, command, references, tmp_path, monkeypatch):
+    """Killed in any of R-CNN's stages; what is fitted is fitted anew, on the features there are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    reference = references("rcnn", *SETTINGS["rcnn"])
+    stopped_and_resumed(train, command, tmp_path / "run", SETTINGS["rcnn"], moment)
+    assert comparing.runs_differ(reference, tmp_path / "run") == []
+    assert list(features_folder().iterdir()) == []
 
 
 def test_interrupted_again_and_again(train, command, references, tmp_path):
