@@ -34,7 +34,8 @@ from cnnctl.structures import Images
 REGIONS_OF_AN_IMAGE, FEW_REGIONS = 64, 32  # that are trained on; few of one below 256 pixels
 UNITS = (256, 256)  # of the dense layers above the map of a small image
 BEND = 1.0  # of smooth L1: equation 3
-CHUNK = 1 << 22  # numbers of pooled regions that go through the dense layers together
+CHUNK = 1 << 24  # numbers of pooled regions that go through the dense layers together: weights are
+# made bf16 anew each time, which for few regions takes as long as the product
 
 
 @dataclass
