@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "build": BASE | {"binding", "data", "engine", "models", "models.base", "backbones", "tasks"},
     "commands": BASE
     | {"build", "compose", "data", "engine", "metrics", "models", "models.base", "pictures"}
-    | {"help", "outcome", "tasks"}
+    | {"help", "ops", "outcome", "tasks"}
     | DRAWING,
     "outcome": {"errors"},
     "cli": {"errors", "compose", "commands", "completion", "help", "outcome"},
