@@ -50,8 +50,8 @@ UNITS, FEW_UNITS, DROPOUT = (4096, 4096), (256, 256), 0.5
 REGIONS_OF_AN_IMAGE, FEW_REGIONS, FEW_IMAGES = 64, 32, 500
 WINDOW = 224, 688  # a window is best seen at 224 pixels, in an image whose shorter side has 688
 PLACED = 12800  # numbers at most that a regressor sees: 50 bins of ZF-5's 256 channels
-# Numbers of pooled regions that go through the dense layers together. Each time the weights are made
-# bf16 anew, which for few regions takes as long as the product.
+# Numbers of pooled regions that go through the dense layers together. Each time the weights are
+# made bf16 anew, which for few regions takes as long as the product.
 CHUNK = 1 << 24
 
 
