@@ -16,10 +16,11 @@ from torch import Tensor
 
 from cnnctl import build, pictures
 from cnnctl.anchor_pictures import draw_anchors, draw_proposals
-from cnnctl.commands.proposing import with_proposals
+from cnnctl.commands.proposing import method_of
 from cnnctl.commands.start import start
 from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
+from cnnctl.data.proposed import Computed, Proposed
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.errors import Exit, UserError
@@ -27,16 +28,16 @@ from cnnctl.mask_target_pictures import draw_batch_targets, stacked
 from cnnctl.models.detection import DetectionModel, given_proposals, truth_of
 from cnnctl.randomness import key
 from cnnctl.structures import Batch
-
 from cnnctl.template_pictures import draw_templates
+
 IMAGES = 4  # of a batch that are drawn
 
 _WITH = {  # what such a network has, and one that has it
     "anchors": "model=faster_rcnn, retinanet and ssd have them",
     "proposals": "model=faster_rcnn and fast_rcnn have them",
     "targets": "with task=instance model=mask_rcnn has them",
-}
     "templates": "model=hog_detector weights=<its run> has them",
+}
 
 
 def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None:
@@ -56,7 +57,9 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> None
             advice="anchors, proposals, targets or templates",
         )  # fmt: skip
     console = Console()
-    (data,) = with_proposals(config, [build.dataset(config, "train")], Processes(), console)
+    data, method = build.dataset(config, "train"), method_of(config, Processes())
+    if method is not None:  # sample by sample: for some images, not for all there are
+        data = Proposed(data, method, Computed(method))
     drawn = _drawn(config, data, options.draw, console)
     if drawn is None:
         raise UserError(
@@ -83,12 +86,12 @@ def _drawn(config: DictConfig, data: Dataset, what: str, console: Console) -> li
     machine = trainer.machine(processes)
     machine.place(model)
     model.eval()
-    loader = trainer.load(data, augmentation, machine, processes, config.seed)
-    count = min(trainer.batch_size, len(data))  # the first step's own
-    with torch.inference_mode(), machine.autocast():
     if what == "templates":
         found = draw_templates(model.templates(), data.classes)
         return None if found is None else [found]
+    loader = trainer.load(data, augmentation, machine, processes, config.seed)
+    count = min(trainer.batch_size, len(data))  # the first step's own
+    with torch.inference_mode(), machine.autocast():
         batch = next(iter(loader.train(0, 1, count, 0))).rows(slice(IMAGES))
         if what == "targets":
             return draw_batch_targets(model, batch, data) or None
