@@ -28,6 +28,7 @@ DRAWING |= {
     "recall_pictures",
 }
 DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks", "template_pictures"}
+DRAWING |= {"time_pictures"}
 MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),
