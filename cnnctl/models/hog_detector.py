@@ -6,10 +6,9 @@ Differs from the paper: K classes, each with its template, instead of people. Al
 same square of cells, so that a descriptor serves all of them; within it a class has boxes of its
 own shape, the mean of its objects', and an object is brought to the area of such a box, its shape
 unchanged. Cells of 4 pixels and objects of some 32, the paper's are 8 and 96. The squared hinge
-loss; no vote of a pixel for several cells or orientations (cnnctl/ops/oriented_gradients.py); the
-gradient is of the brightness as it is, without gamma. Detections go by non-maximum suppression, the
-paper's software took mean shift in place and scale. Scores are the sigmoid of the margins, which
-keeps their order and is no probability.
+loss; no vote of a pixel for several cells or orientations (cnnctl/ops/oriented_gradients.py), and
+no square root of the colours. Detections go by non-maximum suppression, not by mean shift in place
+and scale. Scores are the sigmoid of the margins, which keeps their order and is no probability.
 """
 
 from __future__ import annotations
@@ -59,7 +58,8 @@ class HogDetector(DetectionModel):
     lie a cell apart and may reach beyond the image, whose border is continued.
 
     While it is fitted, at most ``memory`` megabytes of descriptors are held, and as much again of
-    images as they are; images beyond that are looked at for objects alone.
+    images: the first 19,000 of 96 x 96 pixels, or 370 of 600 x 800. Those beyond are left out; a
+    smaller ``augmentation.size`` or more memory has more of them.
 
     Args:
         num_classes: K.

@@ -118,7 +118,7 @@ def test_the_planes_are_scikit_learns_on_the_same_rows():
         svm = LinearSVC(C=made.C, tol=1e-8, max_iter=10**5, random_state=0)
         svm.fit(rows[counted].numpy(), said[counted, label].numpy())
         np.testing.assert_allclose(weight[label], svm.coef_[0], atol=2e-3 * np.abs(svm.coef_).max())
-        np.testing.assert_allclose(bias[label], svm.intercept_[0], atol=5e-3)
+        np.testing.assert_allclose(bias[label], np.atleast_1d(svm.intercept_)[0], atol=5e-3)
 
 
 def test_finds_shapes_that_it_was_fitted_to():

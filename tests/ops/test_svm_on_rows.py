@@ -39,7 +39,7 @@ def test_are_scikit_learns(C):
         svm.fit(rows[said].numpy(), signs[said, label].numpy())
         largest = np.abs(svm.coef_).max()
         np.testing.assert_allclose(weight[label], svm.coef_[0], atol=5e-3 * largest)
-        np.testing.assert_allclose(bias[label], svm.intercept_[0], atol=1e-2)
+        np.testing.assert_allclose(bias[label], np.atleast_1d(svm.intercept_)[0], atol=1e-2)
 
 
 def test_where_the_search_begins_does_not_matter_and_is_left_alone():
