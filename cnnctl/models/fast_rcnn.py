@@ -1,12 +1,13 @@
 """Fast R-CNN: Girshick, "Fast R-CNN", arXiv:1504.08083, sections 2 and 3 (table 1: 66.9 mAP on VOC
 2007 with VGG-16 and selective search; table 4: 0.32 s an image, 0.22 s with truncated SVD).
 
-Differs from the paper: all layers of a backbone are trained, not from conv2_1 or conv3_1 on; an
-image may have fewer regions than asked for, where too few proposals overlap an object; the
-backbones are torchvision's, with ResNets by the layers that they have above the map. For training
-images below 256 pixels the map is at stride 8, two dense layers of 256 units are above it, and
-twice as many images are trained on half as many regions. From the published code and not in the
-paper: the true boxes are among the proposals that are trained on.
+Differs from the paper: all layers of a backbone are trained, not from conv2_1 or conv3_1 on; a step
+has as many images as trainer.batch_size says (the paper has 2), each with 64 regions, or fewer
+where too few proposals overlap an object; the backbones are torchvision's, with ResNets by the
+layers that they have above the map. For training images below 256 pixels the map is at stride 8,
+two dense layers of 256 units on 4 x 4 bins are above it, and an image is trained on 32 regions.
+From the published code and not in the paper: the true boxes are among the proposals that are
+trained on.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """SPP-net: He, Zhang, Ren, Sun, "Spatial pyramid pooling in deep convolutional networks for visual
-recognition", arXiv:1406.4729, section 4 (table 10: 59.2 mAP on VOC 2007 with ZF-5, five scales and
+recognition", arXiv:1406.4729, section 4 (59.2 mAP on VOC 2007 with ZF-5, five scales and
 box regression; 0.38 s an image at five scales, 0.14 s at one, without proposals).
 
 The convolutions see the image once. Each proposal is projected onto their last map and pooled to a
@@ -85,7 +85,8 @@ class SPPNet(DetectionModel):
             where its area comes nearest to 224 x 224 of an image of 688 (section 4.1); the paper's
             five are then [0.70, 0.84, 1.0, 1.26, 1.74].
         convolutions: train them, with all else, in a first stage; None: where the backbone has no
-            published weights. False fixes them from the start, as in the paper.
+            published weights. False fixes them from the start, as in the paper; say so where they
+            come from a run, by weights=.
         regions: proposals of an image that are trained on, a quarter of them objects at most; None
             is 64, or 32 where ``size`` is below 256.
         lowest: IoU with an object from which a proposal below 0.5 is trained on as background.
