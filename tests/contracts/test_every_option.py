@@ -382,6 +382,16 @@ def test_every_experiment_runs_and_resumes(name, command, tmp_path):
     runs_and_resumes("experiment", name, command, tmp_path)
 
 
+def without_its_data(experiment: str, task: str) -> list[str]:
+    """Leaves out what an experiment sets of its own data and the task's own does not have, and
+    mirror images in testing, which digits do not bear."""
+    own = [f"task={task}", *own_data(task)]
+    known = compose.settings(compose.compose("train", own)).data
+    config = compose.compose("train", [*own, f"experiment={experiment}"])
+    flip = ["task.flip=false"] if config.task.get("flip") else []
+    return [*(f"~data.{key}" for key in config.data if key not in known), *flip]
+
+
 def runs_and_resumes(group: str, name: str, command: Any, tmp_path: Path) -> None:
     """Two steps, an evaluation, a checkpoint; then one step more from there.
 
@@ -394,6 +404,8 @@ def runs_and_resumes(group: str, name: str, command: Any, tmp_path: Path) -> Non
         chosen[chosen.index("trainer.batch_size=16")] = "trainer.batch_size=4"
     if group == "augmentation":
         chosen += NO_MOMENTS
+    if group == "experiment":
+        chosen += without_its_data(name, task)
     assert command("train", f"hydra.run.dir={run}", *chosen) == 0
     state = checkpoint.read(run / "last.pt")
     assert state["choices"][group] == name

@@ -21,7 +21,7 @@ from cnnctl.models.whitened_convnet import Group, WhitenedConvNet, second_moment
 from cnnctl.structures import Batch, Images, Targets
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "engine"))
-from comparing import runs_differ
+import comparing  # pyright: ignore[reportMissingImports]
 
 SIZE = (32, 32)
 
@@ -220,6 +220,9 @@ def test_the_recipe_resumes_to_the_same_bits(command, tmp_path):
     )
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert command("train", f"hydra.run.dir={whole}", *run) == 0
+    groups = checkpoint.read(whole / "last.pt")["optimizer"]["param_groups"]
+    assert [g["weight_decay"] for g in groups] == pytest.approx([1.33e-3, 1.33e-3, 1.33e-3 / 64])
+    assert groups[2]["lr"] == pytest.approx(64 * groups[0]["lr"])
     biases = [
         checkpoint.read(whole / f"step-{step}.pt")["model"]["whiten.bias"] for step in range(1, 8)
     ]
@@ -229,4 +232,4 @@ def test_the_recipe_resumes_to_the_same_bits(command, tmp_path):
     resumed.mkdir()
     (resumed / "last.pt").write_bytes((whole / "step-4.pt").read_bytes())
     assert command("train", f"resume={resumed}") == 0
-    assert runs_differ(whole, resumed) == []
+    assert comparing.runs_differ(whole, resumed) == []
