@@ -116,7 +116,7 @@ def test_colour_spaces_of_known_pixels():
 
 
 def test_recall_on_digit_scenes(scenes):
-    """What R-CNN's AP is bounded by; 100 scenes: 99.6 % of the digits with 300 boxes."""
+    """What R-CNN's AP is bounded by; in 100 scenes 300 boxes find 99.4 % of the digits."""
     recall = ProposalRecall()
     for image, truth in scenes:
         recall.update(SelectiveSearch(count=300).propose(image), truth["boxes"])
@@ -127,7 +127,7 @@ def test_recall_on_digit_scenes(scenes):
 @pytest.mark.slow
 @pytest.mark.data
 def test_recall_on_voc():
-    """Uijlings et al. report 0.98 of VOC 2007 with 2,134 boxes, fast (table 5)."""
+    """Uijlings et al. report 0.99 on VOC 2007 with 10,097 boxes of the quality mode (abstract)."""
     from cnnctl.data.voc_boxes import VOCBoxes
 
     images, recall = VOCBoxes("test"), ProposalRecall()
