@@ -87,8 +87,8 @@ def _limits(axes: Axes, milliseconds: Sequence[float]) -> float:
     start = low / max(4.0, (high / low) ** 0.3)
     axes.set_xscale("log")
     axes.set_xlim(start, high * (high / start) ** 0.3)
-    ticks = [m * 10**e for e in range(-4, 8) for m in (1, 10**0.5)]
-    ticks = [tick for tick in ticks if start <= tick <= high * 1.01 and f"{tick:g}"[0] == "1"]
+    between = (1,) if high > 100 * start else (1, 2, 5)
+    ticks = [m * 10**e for e in range(-4, 8) for m in between if start <= m * 10**e <= high * 1.01]
     axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     return start

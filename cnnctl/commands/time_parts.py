@@ -157,7 +157,7 @@ def _draw(rows: Sequence[Timed], base: Timed, path: Path) -> None:
 
 def _remark(one: Timed, base: Timed) -> str:
     if one is base:
-        return ""
+        return "1x"
     ours, papers = _times(one, base, proposals=True)
     return f"{ours} as fast" + (f" (papers {papers})" if papers else "")
 
