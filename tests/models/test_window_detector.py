@@ -19,6 +19,7 @@ def small(**changed) -> WindowDetector:
     torch.manual_seed(0)
     own = {"window": 16, "context": 2, "sides": (12.0,), "ratios": (1.0,), "widths": (4, 6, 8)}
     own |= {"kernels": (5, 3, 2), "dense": 8, "per_image": 6, "score": 0.0}
+    own |= {"high": 0.5, "low": 0.3}
     made = WindowDetector(2, 3, (40, 40), **{**own, **changed})
     with torch.no_grad():
         for layer in made.network:
