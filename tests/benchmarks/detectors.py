@@ -55,7 +55,9 @@ def made_ours(name: str, settings: tuple[str, ...], side: int) -> Any:
     config = compose.settings(compose.compose("train", overrides))
     if config.backbone:
         config = compose.settings(compose.compose("train", [*overrides, "backbone=resnet50"]))
-    facts = SimpleNamespace(channels=3, classes=tuple(str(k) for k in range(K)), size=(side, side))
+    classes = tuple(str(k) for k in range(K))
+    numbers = {"channels": 3, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    facts = SimpleNamespace(classes=classes, size=(side, side), **numbers)
     return build.model(config, facts, (side, side))
 
 
