@@ -105,7 +105,9 @@ def override(
     _check_job(result, [])
     for group in chosen:
         own = [text for text in overrides if re.match(rf"{group}[.=]", text)]
-        result[group] = settings(compose("train", own, config_dir))[group]
+        chosen_anew = settings(compose("train", own, config_dir))[group]
+        # An older checkpoint may be from before there was such a group.
+        OmegaConf.update(result, group, chosen_anew, merge=False, force_add=True)
     for key, value in parsed:
         if key in known or key.split(".")[0] in chosen:
             continue
