@@ -82,7 +82,7 @@ class RCNN(DetectionModel):
 
     reads_proposals: ClassVar[bool] = True
     published_seconds = (2.0, 47.0)  # Fast R-CNN, table 4: VGG-16, a K40; selective search, a CPU
-    eval_pixels = 1 << 18  # of whose regions there are as many as there are proposals
+    eval_pixels = 1 << 17  # of whose regions there are as many as there are proposals
 
     def __init__(
         self,
@@ -209,13 +209,14 @@ class RCNN(DetectionModel):
         there = (proposals[..., 2:] > proposals[..., :2]).all(2)
         with timed(REGIONS):
             image, row = there.nonzero(as_tuple=True)
-            said = self.describe(images, proposals[image, row], image)
-            scores = self.scores(said.named)
-            codes = self.fitted.codes(said.placed)
+            parts = self._parts(images, proposals[image, row], image)
+            said = [(self.scores(one.named), self.fitted.codes(one.placed)) for one in parts]
+            scores = torch.cat([some for some, _ in said])
+            codes = [some for _, some in said if some is not None]
         with timed(POST_PROCESSING):
             return best_regions(
                 scores,
-                codes,
+                torch.cat(codes) if codes else None,
                 proposals,
                 there,
                 images,
@@ -232,16 +233,14 @@ class RCNN(DetectionModel):
 
     def describe(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
         """Of boxes (B, 4), so many crops at a time that memory is bounded."""
-        parts = zip(*self._parts(images, boxes, image), strict=True)
-        return RegionFeatures(*(torch.cat(part) for part in parts))
+        said = list(self._parts(images, boxes, image))
+        named, placed = ([getattr(one, name) for one in said] for name in ("named", "placed"))
+        return RegionFeatures(torch.cat(named), torch.cat(placed))
 
-    def _parts(
-        self, images: Images, boxes: Tensor, image: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self, images: Images, boxes: Tensor, image: Tensor) -> Iterator[RegionFeatures]:
         step = max(1, AT_ONCE // (self.side**2 * images.pixels.shape[1]))
         for some, own in zip(boxes.split(step), image.split(step), strict=True):
-            said = self.network(warped_crops(images.pixels, some, own, self.side, images.sizes))
-            yield said.named, said.placed
+            yield self.network(warped_crops(images.pixels, some, own, self.side, images.sizes))
 
 
 class RegionNetwork(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from cnnctl.ops.hard_negatives import NORM, Mining, chunks, mined_planes
 from cnnctl.ops.linear_svm import NEVER
 
 K, D = 3, 8
+Data = tuple[Any, Any, Any]
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> Data:
     """3000 rows, 40 positives of each class about a place of its own, the rest about 0."""
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 1, (3000, D))
@@ -35,7 +37,8 @@ def oracle(data, number: int, mining: Mining) -> tuple[np.ndarray, float]:
     rows, own, blocked = data
     scale = NORM / np.linalg.norm(rows.astype(np.float32), axis=1).mean()
     chosen = (own == number) | ~blocked[:, number]
-    svm = LinearSVC(
+    made: Any = LinearSVC
+    svm = made(
         C=mining.C,
         loss="hinge",
         intercept_scaling=10,
@@ -53,12 +56,12 @@ def agrees(data, planes, mining: Mining, tolerance: float) -> None:
         assert float(planes[1][number]) == pytest.approx(bias, abs=tolerance)
 
 
-def test_with_all_negatives_at_once_it_is_linear_svc(data):
+def test_with_all_negatives_at_once_it_is_linear_svc(data: Data):
     mining = Mining(start=10_000, rounds=0)
     agrees(data, mined_planes(*data, mining), mining, 5e-3)
 
 
-def test_mining_finds_the_planes_of_all_rows(data):
+def test_mining_finds_the_planes_of_all_rows(data: Data):
     mining = Mining(start=60, rounds=20, few=0.0)
     agrees(data, mined_planes(*data, mining), mining, 5e-3)
     started = mined_planes(*data, replace(mining, rounds=0))
@@ -66,12 +69,12 @@ def test_mining_finds_the_planes_of_all_rows(data):
         agrees(data, started, mining, 5e-3)
 
 
-def test_a_few_more_in_each_round_are_enough(data):
+def test_a_few_more_in_each_round_are_enough(data: Data):
     mining = Mining(start=60, rounds=60, few=0.0, most=40)
     agrees(data, mined_planes(*data, mining), mining, 5e-3)
 
 
-def test_the_scale_of_the_features_is_of_no_account(data):
+def test_the_scale_of_the_features_is_of_no_account(data: Data):
     rows, own, blocked = data
     plain = mined_planes(rows.astype(np.float32), own, blocked, Mining())
     larger = mined_planes(rows.astype(np.float32) * 8, own, blocked, Mining())
@@ -79,7 +82,7 @@ def test_the_scale_of_the_features_is_of_no_account(data):
     torch.testing.assert_close(larger[1], plain[1], rtol=1e-3, atol=1e-4)
 
 
-def test_rows_are_read_in_chunks_from_a_file(data, tmp_path):
+def test_rows_are_read_in_chunks_from_a_file(data: Data, tmp_path):
     rows, own, blocked = data
     mapped = np.memmap(tmp_path / "rows", np.float16, "w+", shape=rows.shape)
     mapped[:] = rows
@@ -92,7 +95,7 @@ def test_rows_are_read_in_chunks_from_a_file(data, tmp_path):
         assert ours.equal(theirs)
 
 
-def test_a_class_without_positives_is_never_said(data):
+def test_a_class_without_positives_is_never_said(data: Data):
     rows, own, blocked = data
     without = np.where(own == 1, -1, own)
     with pytest.warns(UserWarning, match="no true box of class two among") as caught:
@@ -103,7 +106,7 @@ def test_a_class_without_positives_is_never_said(data):
     assert weights[0].any()
 
 
-def test_a_class_without_negatives_is_always_said(data):
+def test_a_class_without_negatives_is_always_said(data: Data):
     rows, own, _ = data
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -113,7 +116,7 @@ def test_a_class_without_negatives_is_always_said(data):
 
 
 def test_no_rows_at_all():
-    nothing = np.empty((0, D), np.float16), np.empty(0, int), np.empty((0, K), bool)
+    nothing: Data = np.empty((0, D), np.float16), np.empty(0, int), np.empty((0, K), bool)
     with pytest.warns(UserWarning, match="class 0, 1, 2 among .* they are never found"):
         weights, biases = mined_planes(*nothing, Mining())
     assert not weights.any()
