@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from cnnctl.data.digit_boxes import DigitBoxes
+from cnnctl.data.proposals.opencv import opencv
 from cnnctl.engine import checkpoint
 from cnnctl.user_cache import user_cache
 
@@ -247,6 +248,7 @@ def test_a_mistake_is_one_sentence(own, command, capsys, line, problem):
 
 def test_without_opencv_it_says_what_to_install(own, command, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
+    opencv.cache_clear()
     given = (*own, *SCENES, "model=region_reader", "proposals=selective_search")
     for line in (("train", *given), ("proposals", "data=voc", "data.root=/nowhere")):
         assert command(*line) == 2
