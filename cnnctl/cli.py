@@ -227,6 +227,7 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
     if call.command == "proposals":
         from cnnctl.commands import proposals
 
+        assert options is not None  # BESIDE has keys of it
         return proposals.run(settings, compose.choices(config), options)
     from cnnctl.commands import data
 

@@ -169,7 +169,7 @@ def test_a_disk_without_space_is_found_out_before(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage(3 * 10**9))
     require_space(tmp_path, 2 * 10**9)
-    with pytest.raises(UserError, match="take 4.0 GB, and this disk has 2.7 GB left") as caught:
+    with pytest.raises(UserError, match=r"take 4\.0 GB, and this disk has 2\.7 GB left") as caught:
         require_space(tmp_path, 4 * 10**9)
     assert caught.value.code == Exit.MACHINE
     assert caught.value.field == "model.cache_gb"
