@@ -17,18 +17,6 @@ PACKAGE = Path(cnnctl.__file__).parent
 # Part -> the parts that it may import; the package's own modules by their first name, but for the
 # two modules of a folder that others see through.
 BASE = {"errors", "structures", "randomness", "skeleton", "user_cache"}
-# What draws for a task; these may use each other, and no two of them in a circle (below).
-DRAWING = {"anchor_pictures", "box_marks", "box_pictures", "chart_pictures", "detection_charts"}
-DRAWING |= {
-    "curve_pictures",
-    "instance_mistakes",
-    "instance_pictures",
-    "layer_pictures",
-    "mask_pictures",
-    "recall_pictures",
-}
-DRAWING |= {"mask_target_pictures", "pose_pictures", "shape_marks", "template_pictures"}
-DRAWING |= {"time_pictures"}
 MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),
@@ -42,20 +30,19 @@ MAY_IMPORT = {
     "backbones": BASE | {"ops"},
     "models.base": BASE | {"ops"},
     "models": BASE | {"ops", "backbones", "models.base"},
-    "pictures": BASE | {"data", "metrics", "models.base"},
-    **dict.fromkeys(
-        DRAWING, BASE | {"data", "metrics", "models", "models.base", "ops", "pictures"} | DRAWING
-    ),
-    "tasks": BASE | {"data", "metrics", "models", "models.base", "ops", "pictures"} | DRAWING,
+    "drawing.pictures": BASE | {"data", "metrics", "models.base"},
+    # What draws for a task; these may use each other, and no two of them in a circle (below).
+    "drawing": BASE | {"data", "drawing.pictures", "metrics", "models", "models.base", "ops"},
+    "tasks": BASE
+    | {"data", "drawing", "drawing.pictures", "metrics", "models", "models.base", "ops"},
     "engine": BASE | {"data", "models.base"},
     "compose": {"errors", "binding"},
     "binding": {"errors"},
     "completion": {"errors", "compose", "cli"},
     "build": BASE | {"binding", "data", "engine", "models", "models.base", "backbones", "tasks"},
     "commands": BASE
-    | {"build", "compose", "data", "engine", "metrics", "models", "models.base", "pictures"}
-    | {"help", "ops", "outcome", "tasks"}
-    | DRAWING,
+    | {"build", "compose", "data", "drawing", "drawing.pictures", "engine", "help", "metrics"}
+    | {"models", "models.base", "ops", "outcome", "tasks"},
     "outcome": {"errors"},
     "cli": {"errors", "compose", "commands", "completion", "help", "outcome"},
     "__main__": {"cli"},

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl import pictures
 from cnnctl.data.base import ArrayDataset
+from cnnctl.drawing import pictures
 from cnnctl.errors import UserError
 from cnnctl.models.base import ClassificationModel
 from cnnctl.ops.views import Views

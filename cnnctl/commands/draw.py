@@ -14,21 +14,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from cnnctl import build, pictures
-from cnnctl.anchor_pictures import draw_anchors, draw_proposals
+from cnnctl import build
 from cnnctl.commands.proposing import method_of
 from cnnctl.commands.start import start
 from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
 from cnnctl.data.proposed import Computed, Proposed
+from cnnctl.drawing import pictures
+from cnnctl.drawing.anchor_pictures import draw_anchors, draw_proposals
+from cnnctl.drawing.mask_target_pictures import draw_batch_targets, stacked
+from cnnctl.drawing.template_pictures import draw_templates
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.errors import Exit, UserError
-from cnnctl.mask_target_pictures import draw_batch_targets, stacked
 from cnnctl.models.detection import DetectionModel, given_proposals, truth_of
 from cnnctl.randomness import key
 from cnnctl.structures import Batch
-from cnnctl.template_pictures import draw_templates
 
 IMAGES = 4  # of a batch that are drawn
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from cnnctl import build
 from cnnctl.commands.jobs import Result
-from cnnctl.curve_pictures import Curves, error_curves
+from cnnctl.drawing.curve_pictures import Curves, error_curves
 from cnnctl.engine.checkpoint import disk_error
 
 

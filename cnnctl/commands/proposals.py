@@ -25,12 +25,12 @@ from cnnctl.commands.proposing import made, method_of
 from cnnctl.data.base import SPLITS, Dataset, NoSplit
 from cnnctl.data.image_file import printable
 from cnnctl.data.proposals.base import ProposalMethod
+from cnnctl.drawing.recall_pictures import recall_curves
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.errors import Exit, UserError, nearest
 from cnnctl.metrics.proposal_recall import ProposalRecall, Recall
-from cnnctl.recall_pictures import recall_curves
 
 _PARTS = ("data", "task", "proposals", "trainer", "trust")  # of a configuration, that have a say
 _ALL = "all"

@@ -158,7 +158,7 @@ def draw_speed(results: list[Result], directory: Path) -> Path | None:
     """speed_accuracy.png of the jobs whose network was timed; None where fewer than two were."""
     from PIL import Image
 
-    from cnnctl.chart_pictures import Detector, speed_accuracy
+    from cnnctl.drawing.chart_pictures import Detector, speed_accuracy
 
     points, metric = [], ""
     for result in results:

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from cnnctl import build
 from cnnctl.commands.jobs import Result
+from cnnctl.drawing.time_pictures import TimedDetector, time_parts
 from cnnctl.engine.checkpoint import disk_error
 from cnnctl.engine.console import Console
 from cnnctl.engine.journal import show
 from cnnctl.ops.clock import PROPOSALS, in_order
-from cnnctl.time_pictures import TimedDetector, time_parts
 
 
 @dataclass(frozen=True)

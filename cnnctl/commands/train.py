@@ -22,6 +22,7 @@ from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
 from cnnctl.data.loaders import ResidentLoader
 from cnnctl.data.part import Part
+from cnnctl.drawing.layer_pictures import draw_layers
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.console import Console
@@ -35,7 +36,6 @@ from cnnctl.engine.run import RunDirectory
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
-from cnnctl.layer_pictures import draw_layers
 from cnnctl.models.base import Model, Stage
 from cnnctl.randomness import key
 from cnnctl.tasks.base import Task

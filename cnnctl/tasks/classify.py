@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cnnctl import pictures
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.augmentations.shown import Shown
 from cnnctl.data.base import Dataset
+from cnnctl.drawing import pictures
 from cnnctl.errors import UserError
 from cnnctl.metrics.classification import ClassificationEvaluator, predicted_class
 from cnnctl.models.base import ClassificationModel, Model

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cnnctl import box_pictures, pictures
 from cnnctl.data.base import Dataset
 from cnnctl.data.coco_results import ids_of
+from cnnctl.drawing import box_pictures, pictures
 from cnnctl.metrics.detection import METRICS, DetectionEvaluator
 from cnnctl.models.detection import DetectionModel
 from cnnctl.structures import Predictions

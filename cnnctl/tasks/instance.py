@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnctl import instance_mistakes, instance_pictures
 from cnnctl.data.base import Dataset
+from cnnctl.drawing import instance_mistakes, instance_pictures
+from cnnctl.drawing.shape_marks import first_on_top
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.metrics.mask_ap import BOUNDARY
 from cnnctl.models.instance import InstanceModel
-from cnnctl.shape_marks import first_on_top
 from cnnctl.structures import Predictions, collate
 from cnnctl.tasks import detect
 from cnnctl.tasks.base import Description, Table, Task, best_and_worst_class

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cnnctl import box_pictures, pose_pictures
+from cnnctl.drawing import box_pictures, pose_pictures
 from cnnctl.metrics.pose import METRICS, PoseEvaluator
 from cnnctl.models.pose import PoseModel
 from cnnctl.skeleton import Skeleton

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cnnctl import mask_pictures, pictures
 from cnnctl.data.base import Dataset
 from cnnctl.data.mask_counts import count_masks
+from cnnctl.drawing import mask_pictures, pictures
 from cnnctl.metrics.segmentation import SegmentationEvaluator
 from cnnctl.models.base import SegmentationModel
 from cnnctl.ops.dense import DenseTesting

@@ -13,8 +13,8 @@ from cnnctl import compose
 from cnnctl.commands import time_parts
 from cnnctl.commands.jobs import Job, Result
 from cnnctl.commands.time_parts import Timed, show_time_parts, slowest, timed, training
-from cnnctl.time_pictures import TimedDetector
-from cnnctl.time_pictures import time_parts as picture
+from cnnctl.drawing.time_pictures import TimedDetector
+from cnnctl.drawing.time_pictures import time_parts as picture
 
 
 class Told:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl import anchor_pictures, box_pictures, chart_pictures, detection_charts
-from cnnctl.box_marks import WHITE, Mark, class_colours, marked, with_legend
-from cnnctl.box_pictures import MISSED, SIDE, Seen, verdict
-from cnnctl.chart_pictures import Detector
+from cnnctl.drawing import anchor_pictures, box_pictures, chart_pictures, detection_charts
+from cnnctl.drawing.box_marks import WHITE, Mark, class_colours, marked, with_legend
+from cnnctl.drawing.box_pictures import MISSED, SIDE, Seen, verdict
+from cnnctl.drawing.chart_pictures import Detector
+from cnnctl.drawing.pictures import BLACK, WRONG
 from cnnctl.metrics.detection import DetectionEvaluator
-from cnnctl.pictures import BLACK, WRONG
 from cnnctl.structures import Batch, Images, Predictions, Targets
 
 CLASSES = ("cat", "dog")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cnnctl.box_marks import Mark, marked, sized
 from cnnctl.data.palette import Colour
+from cnnctl.drawing.box_marks import Mark, marked, sized
+from cnnctl.drawing.pictures import BLACK
 from cnnctl.ops.masks import cropped, unpack
-from cnnctl.pictures import BLACK
 
 OPACITY = 0.5
 # How far the colour of a class goes to white, or below 0 to black, for its first object, second...

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cnnctl import pictures
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from cnnctl.box_marks import WHITE
-from cnnctl.pictures import BLACK
-from cnnctl.pose_pictures import Figure, Seen, annotated, compared, draw_batch, with_figures
+from cnnctl.drawing.box_marks import WHITE
+from cnnctl.drawing.pictures import BLACK
+from cnnctl.drawing.pose_pictures import Figure, Seen, annotated, compared, draw_batch, with_figures
 from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Batch, Images, Predictions, Targets
 from cnnctl.tasks.pose import pose

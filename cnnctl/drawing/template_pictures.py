@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl.drawing import pictures
 from cnnctl.models.base import Templates
 
 _CELL = 20  # pixels

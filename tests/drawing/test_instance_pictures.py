@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl import instance_mistakes, instance_pictures
-from cnnctl.box_marks import class_colours
-from cnnctl.box_pictures import MISSED
-from cnnctl.instance_mistakes import CONFUSED, FOUND, cases_of, draw_mistakes, judged
-from cnnctl.instance_pictures import SIDE, VOID, annotated
+from cnnctl.drawing import instance_mistakes, instance_pictures
+from cnnctl.drawing.box_marks import class_colours
+from cnnctl.drawing.box_pictures import MISSED
+from cnnctl.drawing.instance_mistakes import CONFUSED, FOUND, cases_of, draw_mistakes, judged
+from cnnctl.drawing.instance_pictures import SIDE, VOID, annotated
+from cnnctl.drawing.pictures import WRONG
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.ops.masks import cropped, pack
 from cnnctl.ops.run_lengths import encode
-from cnnctl.pictures import WRONG
 from cnnctl.structures import Batch, Images, Predictions, Targets
 
 CLASSES = ("cat", "dog", "owl")

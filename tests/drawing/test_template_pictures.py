@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from cnnctl.drawing.template_pictures import draw_templates, edges
 from cnnctl.models.base import Templates
-from cnnctl.template_pictures import draw_templates, edges
 
 
 def test_a_bar_lies_across_its_gradient():

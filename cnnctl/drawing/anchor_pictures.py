@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnctl import pictures
-from cnnctl.box_marks import Mark, class_colours, counted, faded, marked
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import pictures
+from cnnctl.drawing.box_marks import Mark, class_colours, counted, faded, marked
 
 SIDE = 640  # pixels of the longer side of a picture
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnctl import pictures
-from cnnctl.box_marks import Mark, class_colours, counted, marked
-from cnnctl.box_pictures import OVERLAP
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import pictures
+from cnnctl.drawing.box_marks import Mark, class_colours, counted, marked
+from cnnctl.drawing.box_pictures import OVERLAP
 from cnnctl.models.base import Model
 from cnnctl.models.detection import Truth, truth_of
 from cnnctl.models.instance import InstanceModel, mask_targets

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cnnctl import pictures
 from cnnctl.data.palette import Colour
-from cnnctl.pictures import BLACK, coloured
+from cnnctl.drawing import pictures
+from cnnctl.drawing.pictures import BLACK, coloured
 
 if TYPE_CHECKING:
     from PIL.Image import Image

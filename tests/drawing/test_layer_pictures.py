@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cnnctl.layer_pictures import draw_layers
+from cnnctl.drawing.layer_pictures import draw_layers
 
 RED = torch.tensor([0xCC, 0x29, 0x20])
 BLUE = torch.tensor([0x4A, 0x7F, 0xB5])

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl import pictures
 from cnnctl.data.loaders import Normalize
+from cnnctl.drawing import pictures
 
 BAR = torch.tensor([74, 127, 181], dtype=torch.uint8)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnnctl.ops.masks import pack, whole_mask
-from cnnctl.pictures import BLACK
-from cnnctl.shape_marks import (
+from cnnctl.drawing.pictures import BLACK
+from cnnctl.drawing.shape_marks import (
     OPACITY,
     Shape,
     drawn,
@@ -19,6 +18,7 @@ from cnnctl.shape_marks import (
     shapes_of,
     smallest_first,
 )
+from cnnctl.ops.masks import pack, whole_mask
 
 FULL = torch.ones(1, 1, dtype=torch.bool)
 GREY = 100

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl.drawing import pictures
 
 _MOST = 60  # layers that are drawn; of a deeper network every second, third, ... one
 _PANELS = (  # kind of ``Watch``'s figures, title, colour, whether on a scale of powers of ten

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl.drawing import pictures
 from cnnctl.metrics.proposal_recall import Recall
 
 if TYPE_CHECKING:

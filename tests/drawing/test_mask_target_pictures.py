@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl.mask_target_pictures import Shown, _one_of_each, draw_batch_targets, shown_of
+from cnnctl.drawing.mask_target_pictures import Shown, _one_of_each, draw_batch_targets, shown_of
 from cnnctl.models.instance import InstanceModel, Instances
 from cnnctl.ops.masks import cropped, pack
 from cnnctl.structures import Batch, Images, Targets

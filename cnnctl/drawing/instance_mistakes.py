@@ -11,16 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnctl import pictures
-from cnnctl.box_marks import Mark, faded, with_legend
-from cnnctl.box_pictures import _LEGEND, COLUMNS, MISSED, OVERLAP, SHOWN, SIDE, Seen, verdict
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import pictures
+from cnnctl.drawing.box_marks import Mark, faded, with_legend
+from cnnctl.drawing.box_pictures import (
+    _LEGEND,
+    COLUMNS,
+    MISSED,
+    OVERLAP,
+    SHOWN,
+    SIDE,
+    Seen,
+    verdict,
+)
+from cnnctl.drawing.pictures import WRONG, coloured
+from cnnctl.drawing.shape_marks import Shape, drawn
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.metrics.mask_rows import without_void
 from cnnctl.ops.run_lengths import decode_cropped
-from cnnctl.pictures import WRONG, coloured
-from cnnctl.shape_marks import Shape, drawn
 
 CONFUSED: Colour = (170, 60, 220)
 FOUND: Colour = (60, 190, 110)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnctl import mask_pictures
 from cnnctl.data.palette import voc_palette
-from cnnctl.mask_pictures import VOID
+from cnnctl.drawing import mask_pictures
+from cnnctl.drawing.mask_pictures import VOID
+from cnnctl.drawing.pictures import RIGHT, WRONG
 from cnnctl.metrics.segmentation import SegmentationEvaluator
-from cnnctl.pictures import RIGHT, WRONG
 from cnnctl.structures import Batch, Images, Predictions, Targets
 
 PALETTE = voc_palette(4)  # black, dark red, dark green, olive

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl.drawing import pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

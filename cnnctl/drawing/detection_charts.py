@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnctl import chart_pictures, pictures
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import chart_pictures, pictures
 from cnnctl.metrics.detection import DetectionEvaluator
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cnnctl import pictures
+from cnnctl.drawing import pictures
 from cnnctl.ops.clock import OTHER, PARTS, in_order
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from cnnctl import box_pictures, chart_pictures, detection_charts, pictures
-from cnnctl.box_marks import Mark, class_colours, counted, sized, with_legend
-from cnnctl.box_pictures import _LARGE, _LEGEND, _SMALL, COLUMNS, SHOWN, SIDE, Seen, verdict
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
-from cnnctl.instance_mistakes import Case, cases_of, decoded, draw_mistakes, with_pixels
-from cnnctl.mask_target_pictures import draw_batch_targets, stacked
+from cnnctl.drawing import box_pictures, chart_pictures, detection_charts, pictures
+from cnnctl.drawing.box_marks import Mark, class_colours, counted, sized, with_legend
+from cnnctl.drawing.box_pictures import _LARGE, _LEGEND, _SMALL, COLUMNS, SHOWN, SIDE, Seen, verdict
+from cnnctl.drawing.instance_mistakes import Case, cases_of, decoded, draw_mistakes, with_pixels
+from cnnctl.drawing.mask_target_pictures import draw_batch_targets, stacked
+from cnnctl.drawing.shape_marks import Shape, drawn, over, shades, shapes_of, smallest_first
 from cnnctl.metrics.instance import InstanceEvaluator
 from cnnctl.models.base import Model
-from cnnctl.shape_marks import Shape, drawn, over, shades, shapes_of, smallest_first
 from cnnctl.structures import Batch, Predictions, Targets
 
 VOID: Colour = (224, 224, 192)

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnctl import pictures
 from cnnctl.data.augmentations.base import resize_mask
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour, voc_palette
+from cnnctl.drawing import pictures
+from cnnctl.drawing.pictures import BLACK, RIGHT, WRONG, coloured, percent
 from cnnctl.metrics.segmentation import SegmentationEvaluator
 from cnnctl.models.base import Model
-from cnnctl.pictures import BLACK, RIGHT, WRONG, coloured, percent
 from cnnctl.structures import IGNORE, Batch, Images, Predictions
 
 if TYPE_CHECKING:

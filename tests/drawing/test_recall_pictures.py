@@ -6,7 +6,7 @@ import matplotlib.figure
 import pytest
 import torch
 
-from cnnctl import recall_pictures
+from cnnctl.drawing import recall_pictures
 from cnnctl.metrics.proposal_recall import IOUS, Recall
 
 

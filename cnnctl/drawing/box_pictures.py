@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnctl import detection_charts, pictures
-from cnnctl.box_marks import WHITE, Mark, class_colours, counted, marked, with_legend
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import detection_charts, pictures
+from cnnctl.drawing.box_marks import WHITE, Mark, class_colours, counted, marked, with_legend
+from cnnctl.drawing.pictures import BLACK, WRONG
+from cnnctl.drawing.template_pictures import draw_templates
 from cnnctl.metrics.detection import DetectionEvaluator
 from cnnctl.models.base import Model
 from cnnctl.ops.boxes import intersection, iou
-from cnnctl.pictures import BLACK, WRONG
 from cnnctl.structures import Batch, Images, Predictions, Targets
-from cnnctl.template_pictures import draw_templates
 
 OVERLAP = 0.5  # IoU from which a detection is right
 SIDE, COLUMNS, SHOWN = 512, 3, 9  # pixels of an image's longer side, images in a row, in all

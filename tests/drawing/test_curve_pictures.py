@@ -6,8 +6,8 @@ import matplotlib.figure
 import pytest
 import torch
 
-from cnnctl import curve_pictures
-from cnnctl.curve_pictures import Curves, error_curves, highest
+from cnnctl.drawing import curve_pictures
+from cnnctl.drawing.curve_pictures import Curves, error_curves, highest
 
 DEEP = Curves("depth 56", "plain", [1, 2, 3], [0.9, 0.5, 0.4], [0.95, 0.6, 0.5], test=0.52)
 FLAT = Curves("depth 20", "plain", [1, 2, 3], [0.8, 0.3, 0.2], [0.85, 0.4, 0.3])

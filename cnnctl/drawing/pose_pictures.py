@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnctl import box_pictures, pictures
-from cnnctl.box_marks import WHITE, Mark, class_colours, counted, marked, with_legend
-from cnnctl.box_pictures import COLUMNS, SHOWN, SIDE
 from cnnctl.data.base import Dataset
 from cnnctl.data.palette import Colour
+from cnnctl.drawing import box_pictures, pictures
+from cnnctl.drawing.box_marks import WHITE, Mark, class_colours, counted, marked, with_legend
+from cnnctl.drawing.box_pictures import COLUMNS, SHOWN, SIDE
+from cnnctl.drawing.pictures import BLACK
 from cnnctl.metrics.pose import PoseEvaluator
 from cnnctl.models.base import Model
-from cnnctl.pictures import BLACK
 from cnnctl.skeleton import Skeleton
 from cnnctl.structures import Batch, Predictions
 
