@@ -7,11 +7,11 @@ windows at first, then those that the first detector takes for objects.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cnnctl.models.detection import Truth
@@ -19,11 +19,35 @@ from cnnctl.ops.boxes import iou
 from cnnctl.ops.linear_svm import NEVER
 from cnnctl.ops.svm_on_rows import squared_hinge_planes
 
-if TYPE_CHECKING:
-    from cnnctl.models.hog_detector import HogDetector
-
 _CROPS = 256  # objects that are cut out together
 HIGH, LOW = 0.5, 0.3  # IoU from which a window is a class's, and below which it is not
+
+
+class Templates(Protocol):
+    """What is asked of the detector; see there."""
+
+    template: nn.Conv2d
+    num_classes: int
+    cells: int
+    cell: int
+    C: float
+    mined: int
+    negatives: int
+    seed: int
+
+    def sides(self) -> Tensor: ...
+
+    def scales(self, size: tuple[int, int]) -> list[float]: ...
+
+    def images_at_once(self, size: tuple[int, int]) -> int: ...
+
+    def level(self, raw: Tensor, scale: float) -> Tensor: ...
+
+    def blocks(self, pixels: Tensor) -> Tensor: ...
+
+    def margins(self, blocks: Tensor) -> Tensor: ...
+
+    def boxes(self, size: tuple[int, int], scale: float) -> Tensor: ...
 
 
 class Kept:
@@ -90,7 +114,7 @@ class Examples:
         limit: bytes of descriptors.
     """
 
-    def __init__(self, model: HogDetector, kept: Kept, limit: int) -> None:
+    def __init__(self, model: Templates, kept: Kept, limit: int) -> None:
         self.model, self.kept = model, kept
         self.generator = torch.Generator().manual_seed(model.seed)
         weight, classes = model.template.weight, model.num_classes
