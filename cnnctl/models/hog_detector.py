@@ -180,10 +180,17 @@ class HogDetector(DetectionModel):
             )
 
     def fit(self, batches: Iterator[Batch]) -> None:
+        """Learn from the images of all batches, or from as many as ``memory`` holds.
+
+        Raises:
+            UserError: it holds none.
+        """
         kept = Kept(self.memory << 20)
         for batch in batches:
             truth = truth_of(batch.images, batch.targets)
-            kept.add(self.raw(batch.images.pixels), batch.images.sizes, truth)
+            if not kept.add(self.raw(batch.images.pixels), batch.images.sizes, truth):
+                break  # no further image is read
+        kept.require_some(self.memory, self.training_images)
         self._measure(kept)
         examples = Examples(self, kept, self.memory << 20)
         self.template.weight.zero_()

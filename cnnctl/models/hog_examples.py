@@ -6,6 +6,7 @@ windows at first, then those that the first detector takes for objects.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from cnnctl.errors import UserError
 from cnnctl.models.detection import Truth
 from cnnctl.ops.boxes import iou
 from cnnctl.ops.linear_svm import NEVER
@@ -64,17 +66,39 @@ class Kept:
         self.truth: list[tuple[Tensor, Tensor]] = []
         self._bytes = 0
 
-    def add(self, raw: Tensor, sizes: Sequence[tuple[int, int]], truth: Truth) -> None:
-        """Images (N, C, H, W) of 0 to 255 that have (h, w) ``sizes`` without what fills them up."""
+    def add(self, raw: Tensor, sizes: Sequence[tuple[int, int]], truth: Truth) -> bool:
+        """Images (N, C, H, W) of 0 to 255 that have (h, w) ``sizes`` without what fills them up;
+        False: there is no room for more."""
         for image, (h, w), boxes, labels in zip(
             raw.round().to(torch.uint8), sizes, truth.boxes, truth.labels, strict=True
         ):
             own = image[:, :h, :w].clone()
             self._bytes += own.numel()
             if self._bytes > self.limit:
-                return
+                return False  # and from now on
             self.images.append(own)
             self.truth.append((boxes[labels >= 0], labels[labels >= 0]))
+        return True
+
+    def require_some(self, megabytes: int, images: int | None) -> None:
+        """Warn where there were more; ``images``: how many the training data has, where known.
+
+        Raises:
+            UserError: none is kept.
+        """
+        if not self.images:
+            raise UserError(
+                f"memory={megabytes} (megabytes) holds no training image",
+                field="model.memory",
+                advice="take more, or make images smaller with augmentation.size=",
+            )
+        if self._bytes > self.limit:
+            among = "" if images is None else f" of {images:,}"
+            warnings.warn(
+                f"the first {len(self.images):,}{among} training images are learnt from, as no more"
+                f" fit into model.memory={megabytes}",
+                stacklevel=2,
+            )
 
     def objects(self) -> tuple[Tensor, Tensor]:
         """All boxes (R, 4) and labels (R,)."""

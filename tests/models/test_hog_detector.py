@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from skimage.feature import hog
 from sklearn.svm import LinearSVC
 
+from cnnctl.errors import UserError
 from cnnctl.models.base import FitStage
 from cnnctl.models.detection import Truth
 from cnnctl.models.hog_detector import HogDetector
@@ -227,6 +228,32 @@ def test_rows_stay_within_memory():
     few = Kept(3 * SIDE * SIDE * 2)
     few.add(made.raw(batch.images.pixels), batch.images.sizes, truth)
     assert len(few.images) == 2
+
+
+def photograph() -> Batch:
+    size = [(600, 800)]  # 1.4 MB
+    columns = {"boxes": torch.tensor([[[10.0, 10, 100, 100]]]), "labels": torch.tensor([[0]])}
+    return Batch(
+        Images(torch.zeros(1, 3, *size[0]), size, size), Targets(torch.arange(1), **columns)
+    )
+
+
+@pytest.mark.parametrize("batches", [[], [photograph()]], ids=["no image", "a large image"])
+def test_memory_for_no_image_is_refused(batches):
+    with pytest.raises(UserError, match="holds no training image") as refused:
+        fitted(model(memory=1), *batches)
+    assert refused.value.field == "model.memory"
+
+
+def test_images_beyond_memory_are_not_read():
+    """Scenes of 12,288 bytes, of which a megabyte holds 85."""
+    made, batches = model(memory=1, rounds=0), iter([scenes(20, seed) for seed in range(7)])
+    made.training_images = 140
+    with pytest.warns(UserWarning, match="the first 85 of 140 training images"):
+        with torch.no_grad():
+            made.fit(batches)
+    assert len(list(batches)) == 2
+    assert made.template.weight.any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (9, 70)])
