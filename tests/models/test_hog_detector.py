@@ -241,7 +241,7 @@ def photograph() -> Batch:
 @pytest.mark.parametrize("batches", [[], [photograph()]], ids=["no image", "a large image"])
 def test_memory_for_no_image_is_refused(batches):
     with pytest.raises(UserError, match="holds no training image") as refused:
-        fitted(model(memory=1), *batches)
+        model(memory=1).fit(iter(batches))
     assert refused.value.field == "model.memory"
 
 
@@ -249,9 +249,9 @@ def test_images_beyond_memory_are_not_read():
     """Scenes of 12,288 bytes, of which a megabyte holds 85."""
     made, batches = model(memory=1, rounds=0), iter([scenes(20, seed) for seed in range(7)])
     made.training_images = 140
-    with pytest.warns(UserWarning, match="the first 85 of 140 training images"):
-        with torch.no_grad():
-            made.fit(batches)
+    said = "the first 85 of 140 training images"
+    with torch.no_grad(), pytest.warns(UserWarning, match=said):
+        made.fit(batches)
     assert len(list(batches)) == 2
     assert made.template.weight.any()
 
