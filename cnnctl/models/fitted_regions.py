@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.errors import Exit, UserError
@@ -140,13 +141,13 @@ class FittedRegions(nn.Module):
         It is the same for all classes, whose SVMs are trained alike (one C, features scaled once),
         so margins and scores rank alike, within a class and across classes; 0.5 is on the plane.
         """
-        return torch.addmm(self.biases, named.float(), self.planes.T).sigmoid()
+        return exactly(self.biases, named, self.planes).sigmoid()
 
     def codes(self, placed: Tensor) -> Tensor | None:
         """(B, E) -> (B, K, 4) what moves a box, for each class; None: boxes are not moved."""
         if not self.fitting.regress:
             return None
-        flat = torch.addmm(self.offsets.flatten(), placed.float(), self.regressors.flatten(0, 1).T)
+        flat = exactly(self.offsets.flatten(), placed, self.regressors.flatten(0, 1))
         return flat.unflatten(1, (-1, 4))
 
     def stages(
@@ -360,6 +361,12 @@ class _Data:
             f" take more than model.cache_gb={self.fitting.cache_gb:g}",
             stacklevel=2,
         )
+
+
+def exactly(biases: Tensor, rows: Tensor, planes: Tensor) -> Tensor:
+    """(B, D) -> (B, K), in float32 where autocast is on too: in bf16 most margins would be ties."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.linear(rows.float(), planes, biases)
 
 
 def thinned(chosen: Tensor, must: Tensor, most: int) -> Tensor:

@@ -131,6 +131,22 @@ def test_what_is_solved_is_in_the_state_dict():
     assert not list(regions.parameters())
 
 
+def test_autocast_rounds_no_margin_and_no_code():
+    regions = FittedRegions(K, 6, 7, Fitting())
+    generator = torch.Generator().manual_seed(3)
+    for name in ("planes", "biases", "regressors", "offsets"):
+        regions.get_buffer(name).normal_(generator=generator)
+    named, placed = torch.randn(9, 6, generator=generator), torch.randn(9, 7, generator=generator)
+    scores, codes = regions.scores(named), regions.codes(placed)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert regions.scores(named).equal(scores)
+        said = regions.codes(placed)
+    assert said is not None
+    assert codes is not None
+    assert said.equal(codes)
+    assert scores.dtype == said.dtype == torch.float32
+
+
 @pytest.mark.parametrize(("svm", "regress"), [(True, True), (True, False), (False, True)])
 def test_stages_and_their_features(svm, regress):
     """The last stage is evaluated, and removes what all of them kept."""
