@@ -305,10 +305,11 @@ class WindowDetector(DetectionModel):
     @torch.no_grad()
     def _least_like_ground(self, windows: Tensor, count: int) -> Tensor:
         """(N, count): of windows (N, M, ...) those with the least probability of background."""
-        training = self.training
+        modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         scores = [self.classify(part) for part in windows.flatten(0, 1).split(self.at_once)]
-        self.network.train(training)
+        for module, training in modes:  # layers that are not trained were in evaluation mode
+            module.training = training
         ground = torch.cat(scores).softmax(1)[:, -1].unflatten(0, windows.shape[:2])
         return ground.topk(count, dim=1, largest=False).indices
 

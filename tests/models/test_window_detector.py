@@ -163,6 +163,16 @@ def test_hard_windows_are_the_least_like_background():
     assert not model.training
 
 
+def test_drawing_windows_leaves_every_layer_as_it_was():
+    """Frozen layers are in evaluation mode while the others are trained."""
+    model = small(hard=2).train()
+    model.network[1].eval()
+    before = [module.training for module in model.modules()]
+    model.windows(batch([[[12, 12, 24, 24]]], [[2]]))
+    assert [module.training for module in model.modules()] == before
+    assert False in before[1:]
+
+
 def test_images_without_objects_and_without_background():
     """No box: background alone. A box that all windows are near: nothing is trained on."""
     model = small(sides=(40.0,))  # one window: the image
