@@ -109,8 +109,18 @@ def augmentation(config: DictConfig, data: Any) -> Augmentation:
     return built
 
 
-def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
-    """The network for the data's classes and channels and an input of ``size`` (h, w)."""
+def model(config: DictConfig, data: Any, size: tuple[int, int], fetch: bool = True) -> Model:
+    """The network for the data's classes and channels and an input of ``size`` (h, w).
+
+    Args:
+        fetch: published weights; False for one whose weights come from a checkpoint. What a model
+            decides by whether its backbone has some is the same in both cases.
+    """
+    pretrained = any(
+        g == "backbone" and config[g][key] is not None for g, key in _weight_keys(config)
+    )
+    if not fetch:
+        config = without_pretrained_weights(config.copy())
     parts: dict[str, Any] = {
         "in_channels": data.channels,
         "num_classes": len(data.classes),
@@ -122,6 +132,7 @@ def model(config: DictConfig, data: Any, size: tuple[int, int]) -> Model:
     }
     if config.backbone:
         parts["backbone"] = _build(config, "backbone", in_channels=data.channels)
+        parts["backbone"].published = pretrained
     built = _build(config, "model", **parts)
     built.trained_shape = (data.channels, *size)
     task(config).prepare(built, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -61,7 +62,11 @@ def test_lists_become_tuples_where_tuples_are_wanted():
 
 def test_pretrained_weights_are_not_fetched_for_a_checkpoint():
     config = composed("model=resnet18", "backbone.weights=IMAGENET1K_V1")
+    data = SimpleNamespace(classes="abc", channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert build.model(config, data, (64, 64), fetch=False).backbone.published, "as when it was new"
+    assert config.backbone.weights == "IMAGENET1K_V1"
     assert build.without_pretrained_weights(config).backbone.weights is None
+    assert not build.model(config, data, (64, 64)).backbone.published
 
 
 def test_check_reads_no_data(monkeypatch):

@@ -20,6 +20,7 @@ from cnnctl.commands.proposing import with_proposals
 from cnnctl.commands.speed import Speed, measured
 from cnnctl.data.base import Dataset
 from cnnctl.data.part import Part
+from cnnctl.data.proposed import Proposed
 from cnnctl.engine import checkpoint
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
@@ -197,7 +198,8 @@ def score(
             scored,
         )
         seconds = time.perf_counter() - start
-        speed = measured(model, loader, machine, build.proposals(config)) if timed else None
+        method = data.method if isinstance(data, Proposed) else None  # the one that is ready
+        speed = measured(model, loader, machine, method) if timed else None
     results = task.results if by_heart is None else None  # ids are of the whole split
     mistakes = task.mistakes
     return Scores(
@@ -232,7 +234,7 @@ def _data(config: DictConfig, state: State, split: str, by_heart: int | None) ->
 
 def load(config: DictConfig, state: State, data: Any, size: tuple[int, int]) -> Any:
     """The model of a checkpoint with its weights."""
-    model = build.model(build.without_pretrained_weights(config), data, size)
+    model = build.model(config, data, size, fetch=False)
     try:
         model.load_state_dict(weights(state))
     except RuntimeError as error:

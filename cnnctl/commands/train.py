@@ -151,11 +151,8 @@ def _prepare(
     trainer.total_steps(len(train))
     augmentation = build.augmentation(config, train)
     torch.manual_seed(key(config.seed, "init"))
-    if request.resumed is not None:
-        build.without_pretrained_weights(config)
-    else:
-        build.with_published_weights(config)
-    model = build.model(config, train, augmentation.size)
+    build.with_published_weights(config)
+    model = build.model(config, train, augmentation.size, fetch=request.resumed is None)
     described = _describe(request, train, val, machine, processes)
     state = _resumed_state(request, described, processes)
     taken = None

@@ -13,7 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model
 
+from cnnctl.backbones import resnet
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.backbones.vgg import VGG
 from cnnctl.engine import checkpoint
@@ -323,10 +325,18 @@ TINY = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped_at", [2, 5])  # in the first stage of three steps, in the second
-def test_stopped_within_a_stage_and_resumed(stopped_at, command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(  # in the first stage of three steps, in the second, in the only one
+    ("stopped_at", "published"), [(2, False), (5, False), (2, True)]
+)
+def test_stopped_within_a_stage_and_resumed(stopped_at, published, command, tmp_path, monkeypatch):
+    options = TINY
+    if published:  # which are not read again, but the convolutions are still fixed
+        state = get_model("resnet18", weights=None).state_dict()
+        monkeypatch.setattr(resnet, "published_weights", lambda entry: state)
+        options = (*TINY, "weights=IMAGENET1K_V1")
+
     def run(folder: Path) -> int:
-        return command("train", f"hydra.run.dir={folder}", *TINY)
+        return command("train", f"hydra.run.dir={folder}", *options)
 
     assert run(tmp_path / "whole") == 0
     original, steps = Loop._step, []
@@ -340,9 +350,11 @@ def test_stopped_within_a_stage_and_resumed(stopped_at, command, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_step", step)
         assert run(tmp_path / "parts") == 143
+    monkeypatch.setattr(resnet, "published_weights", lambda entry: pytest.fail("read again"))
     assert command("train", f"resume={tmp_path / 'parts'}") == 0
     whole, parts = (checkpoint.read(tmp_path / one / "last.pt") for one in ("whole", "parts"))
-    assert whole["progress"]["total_steps"] == parts["progress"]["total_steps"] == 6
+    steps_of_all = 3 if published else 6
+    assert whole["progress"]["total_steps"] == parts["progress"]["total_steps"] == steps_of_all
     for name, value in whole["model"].items():
         assert torch.equal(value, parts["model"][name]), name
 
