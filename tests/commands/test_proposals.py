@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from cnnctl.commands import proposing
 from cnnctl.data.digit_boxes import DigitBoxes
 from cnnctl.data.proposals.opencv import opencv
+from cnnctl.data.proposals.rpn import RPN
 from cnnctl.engine import checkpoint
 from cnnctl.user_cache import user_cache
 
@@ -110,6 +112,19 @@ def test_a_checkpoint_with_other_proposals(run, own, command, capsys):
     assert "region_reader on digit_scenes, test" in out
     assert "not written into the run" in out
     assert (run / "predictions-test.json").read_bytes() == before
+
+
+def test_the_time_of_an_image_is_asked_of_the_network_that_is_ready(
+    run, own, command, capsys, monkeypatch
+):
+    """An RPN without its network cannot propose."""
+    ready = RPN(count=3).with_network(lambda image: torch.tensor([[0.0, 0, 9, 9]]), "weights")
+    monkeypatch.setattr(proposing, "method_of", lambda config, processes: ready)
+    given = ("proposals=rpn", "proposals.checkpoint=elsewhere")
+    assert command("eval", f"checkpoint={run}", own[1], *given) == 0
+    out = capsys.readouterr().out
+    assert "proposals and network, one image" in out
+    assert "of it, ms" in out
 
 
 def test_a_run_goes_on_only_with_its_own(run, own, command, capsys, tmp_path):
@@ -262,7 +277,9 @@ def test_those_of_a_trained_network(run, own, train, command, capsys, tmp_path):
     assert train(rpn, *SCENES, *small) == 0
     given = ("proposals=rpn", f"proposals.checkpoint={rpn}", "proposals.count=7")
     reader = (*own, *SCENES, *STEPS, "model=region_reader", "model.shown=7")
-    assert train(tmp_path / "run", *reader, *given, "trainer.test=true") == 0
+    timed = ("trainer.test=true", "trainer.measure_speed=true")
+    assert train(tmp_path / "run", *reader, *given, *timed) == 0
+    assert command("eval", f"checkpoint={tmp_path / 'run'}", own[1]) == 0
     found = boxes(tmp_path / "run" / "predictions-test.json")
     assert len(found) == 7 * 5
     assert all(x >= 0 and y >= 0 and x + w <= 64 and y + h <= 64 for x, y, w, h in found)
