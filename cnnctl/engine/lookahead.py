@@ -2,7 +2,8 @@
 arXiv:1907.08610, algorithm 1, with a share that changes: Jordan, arXiv:2404.00498, section 3.4.
 
 Differs from the first paper: its share is the same all the time; here running statistics are
-averaged as weights are.
+averaged as weights are. A run ends with the average of the last return, and so without the steps
+after it, as the first paper's slow weights and the second author's scripts have it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ def kept(decay: float, every: int, step: int, total: int) -> float:
     """The share of the average that stays in it at ``step`` of ``total``.
 
     Next to nothing at first, so that training is hardly held back, and decay ** every at the end.
+    Between two returns: all of it, or nothing before the first, when there is no average yet.
 
     Args:
         decay: of one step.
-        every: steps since the last time.
+        every: steps from one return to the next.
     """
+    if step % every:
+        return float(step > every)
     return decay**every * (step / total) ** POWER
 
 

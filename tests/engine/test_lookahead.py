@@ -18,6 +18,11 @@ def test_the_share_grows_with_the_cube_of_what_is_done():
     assert kept(0.95, 5, 400, 400) == pytest.approx(0.95**5)
 
 
+def test_the_end_between_two_returns_is_the_average():
+    assert kept(0.95, 5, 476, 476) == 1
+    assert kept(0.95, 5, 4, 4) == 0, "there is none yet: the model"
+
+
 def test_both_meet_between_them():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
     average = AveragedModel(model, use_buffers=True)
@@ -40,9 +45,10 @@ def test_both_meet_between_them():
 
 
 def test_training_returns_to_the_average(train, tmp_path):
-    """In the step after the last return they differ, at a return they are the same."""
+    """Between two returns they differ, at a return they are the same; the end is the last one's."""
     settings = ("trainer.ema=0.9", "trainer.lookahead=4", "trainer.steps=10")
     assert train(tmp_path / "run", *settings, "trainer.keep_every=1") == 0
+    averages = {}
     paths = sorted((tmp_path / "run").glob("step-*.pt"))
     assert len(paths) == 11
     for path in paths:
@@ -53,6 +59,11 @@ def test_training_returns_to_the_average(train, tmp_path):
             for name, value in state["model"].items()
         ]
         assert all(alike) == (step in (0, 1, 4, 8, 10)), step
+        averages[step] = torch.cat(
+            [v.flatten() for k, v in state["ema"].items() if k != "n_averaged"]
+        )
+    assert torch.equal(averages[10], averages[8])
+    assert not torch.equal(averages[8], averages[4])
 
 
 def test_it_needs_an_average():
