@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cnnctl.data.augmentations.base import Augmentation
+from cnnctl.data.augmentations.short_side import ShortSide
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.data.digit_boxes import DigitBoxes
-from cnnctl.data.loaders import ResidentLoader, Share, StreamingLoader
+from cnnctl.data.loaders import Loader, ResidentLoader, Share, StreamingLoader
 from cnnctl.data.part import Part
 from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.data.proposals.sliding_windows import SlidingWindows
@@ -95,6 +97,73 @@ def test_both_loaders_give_a_model_the_same(scenes, size):
         first = torch.tensor([0.0, 0, 2, 4]) * (size / 64)
         for row, index in enumerate(one.targets.image_id.tolist()):
             assert torch.equal(found[row, 0], first * (COUNTS[index] > 0))
+
+
+class Truth:
+    """The true boxes as proposals."""
+
+    most = 50
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def of(self, index: int, image: Tensor) -> Tensor:
+        return self.data[index][1]["boxes"].clone()
+
+
+class Shapes(Dataset):
+    """Six images of as many shapes with 0, 1, 2, 0, 1, 2 objects."""
+
+    classes, channels, mean, std = ("a", "b"), 1, (0.5,), (0.5,)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int):
+        h, w = 40 + 7 * index, 90 - 11 * index
+        boxes = torch.tensor([[0.0, 3, 17, 20], [5, 8, w, h]])[: index % 3]
+        return torch.zeros(1, h, w, dtype=torch.uint8), {
+            "boxes": boxes,
+            "labels": torch.zeros(len(boxes), dtype=torch.int64),
+        }
+
+    def fingerprint(self) -> str:
+        return "shapes"
+
+
+def assert_proposals_are_the_truth(batches: Iterable[Batch]) -> None:
+    found = 0
+    for batch in batches:
+        boxes, labels = batch.targets.boxes, batch.targets.labels
+        assert boxes is not None
+        assert labels is not None
+        rows = labels >= 0
+        torch.testing.assert_close(given(batch)[rows], boxes[rows], rtol=0, atol=1e-4)
+        assert not given(batch)[~rows].any()
+        found += int(rows.sum())
+    assert found > 5
+
+
+@pytest.mark.parametrize("size", [64, 32, 100])
+@pytest.mark.parametrize("native", [(64, 64), None], ids=["one size", "any size"])
+@pytest.mark.parametrize("short", [False, True], ids=["plain", "short side"])
+def test_proposals_follow_their_images(scenes, native, short, size):
+    """Resized and mirrored as the truth is: those that are the true boxes stay the true boxes."""
+    whole = scenes if native else Shapes()
+    data = proposed(whole, Corner(), Truth(whole))
+    made = Augmentation(10, True, native, size)
+    if short:
+        several = {} if native else {"sizes": (size, size + 30), "cap": size + 40}
+        made = ShortSide(10, True, native, size=size, flip=True, **several)
+    loaders: list[Loader] = [StreamingLoader(data, made, CPU, 0, Share(), 0)]
+    if native:
+        assert isinstance(data, ArrayDataset)
+        loaders.append(ResidentLoader(data, made, CPU, 0, Share()))
+    for loader in loaders:
+        assert_proposals_are_the_truth(loader.train(0, 6, 3, 0))
+        for as_trained in (False, True):
+            batches = loader.in_order(3, as_trained=as_trained)
+            assert_proposals_are_the_truth(batch for _, batch in batches)
 
 
 def test_no_proposal_in_any_image():
