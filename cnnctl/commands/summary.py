@@ -91,7 +91,7 @@ def _kept(loop: Loop) -> str:
     """What training puts on the disk beside its checkpoints, and where; empty: nothing."""
     data = loop.train.dataset
     most = data.most if isinstance(data, Proposed) else 0
-    needed = loop.model.disk_needed(len(data), most)
+    needed = loop.model.disk_needed(len(data), most) * loop.processes.world  # each has all of it
     return f"at most {scaled(needed)}B in {user_cache('features')}" if needed else ""
 
 

@@ -148,6 +148,8 @@ def _bytes(kind: tuple[tuple[int, ...], str]) -> int:
 class FeatureFolder:
     """The stores of one network: a folder of its own, named after its weights, while it is used.
 
+    Of several processes that train together each has its own, with all of the rows.
+
     Args:
         weights: of the network, and all else that decides what the features are.
         settings: plain values that decide too.
@@ -155,7 +157,10 @@ class FeatureFolder:
 
     def __init__(self, weights: Iterable[Tensor], settings: str) -> None:
         name = weights_digest(weights, settings)
+        if torch.distributed.is_initialized():
+            name = f"{name}-of-{torch.distributed.get_rank()}"
         self.path, self.lock = _locked(features_folder(), name)
+        self.found_again = self.path.name == name
 
     def store(self, name: str, width: int, columns: Columns) -> FeatureStore:
         return FeatureStore(self.path / name, width, columns)
@@ -165,8 +170,9 @@ class FeatureFolder:
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def close(self, remove: bool) -> None:
-        """Let another process use it, or remove it as it is needed no more."""
-        if remove:
+        """Let another process use it, or remove it: it is needed no more, or nobody would find it,
+        as it is named after this process."""
+        if remove or not self.found_again:
             shutil.rmtree(self.path, ignore_errors=True)
         self.lock.close()
 

@@ -195,3 +195,31 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written") as caught:
         FeatureFolder(weights(), "")
     assert "XDG_CACHE_HOME" in str(caught.value.advice)
+
+
+def test_processes_that_train_together_have_a_folder_each_and_leave_none(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+    def folder(rank: int) -> FeatureFolder:
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        return FeatureFolder([torch.ones(3)], "s")
+
+    first, second = folder(0), folder(1)
+    names = [one.path.name for one in (first, second)]
+    assert len(set(names)) == 2
+    for one in (first, second):
+        one.store("svm", 3, {}).close()
+        one.close(remove=False)
+    second, first = folder(1), folder(0)  # of the next stage, the faster one first
+    assert [first.path.name, second.path.name] == names
+    for one in (second, first):
+        one.drop("svm")
+        one.close(remove=True)
+    assert not list(features_folder().iterdir())
+
+
+def test_a_second_run_of_the_same_network_leaves_no_folder():
+    first, second = (FeatureFolder([torch.ones(3)], "s") for _ in range(2))
+    second.close(remove=False)
+    first.close(remove=False)
+    assert [one.name for one in features_folder().iterdir()] == [first.path.name]
