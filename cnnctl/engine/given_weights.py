@@ -151,14 +151,17 @@ def take(model: Model, given: Given, classes: Sequence[str], key: str) -> Taken:
     own = {k: v for k, v in model.state_dict().items() if not k.startswith("criterion.")}
     tensors = given.tensors if given.own else _translated(model, given, own, key)
     taken = Taken(f"{key} {given.path}")
-    heads = model.class_layers()
+    heads, buffers = model.class_layers(), model.class_buffers()
+    flags, tensors = _flags_apart(tensors, own, buffers)
     fitting: dict[str, Tensor] = {}
     stem = next((name for name, value in own.items() if value.dim() == 4), None)
     for name, value in tensors.items():
         wanted = own.get(name)
         if wanted is None:
             taken.unused.append(name)
-        elif name.rpartition(".")[0] in heads and _other_classes(value, wanted, given, classes):
+        elif (name.rpartition(".")[0] in heads or name in buffers) and _other_classes(
+            value, wanted, given, classes
+        ):
             rows = _rows(value, wanted, given.classes, classes)
             taken.rebuilt.append(name)
             if rows is not None:
@@ -173,6 +176,10 @@ def take(model: Model, given: Given, classes: Sequence[str], key: str) -> Taken:
             taken.adapted.append(name)
         else:
             taken.unused.append(name)
+    complete = not taken.rebuilt or set(classes) <= set(taken.rows)
+    flags = flags if complete and _all_rows(fitting, own, buffers) else {}
+    fitting |= flags
+    taken.loaded += flags
     if not taken.loaded:
         raise UserError(
             "holds no tensor that fits this model by name and shape"
@@ -185,7 +192,7 @@ def take(model: Model, given: Given, classes: Sequence[str], key: str) -> Taken:
     place = {name: index for index, name in enumerate(own)}
     known = {*taken.loaded, *taken.rebuilt, *taken.adapted}
     for name in (name for name in own if name not in known):
-        in_head = name.rpartition(".")[0] in heads
+        in_head = name.rpartition(".")[0] in heads or name in buffers
         (taken.rebuilt if in_head else taken.fresh).append(name)
     for names in (taken.loaded, taken.rebuilt):  # files may have another order
         names.sort(key=place.__getitem__)
@@ -209,6 +216,21 @@ def _translated(
 
     best = max(prefixes, key=fit)  # of equals the first
     return {best + name: value for name, value in tensors.items()}
+
+
+def _flags_apart(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], buffers: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What says that the rows of all classes are solved, which is so if all are taken; the rest."""
+    flags = {name for name in buffers if not own[name].dim()}
+    rest = {name: value for name, value in tensors.items() if name not in flags}
+    return {name: tensors[name] for name in flags & tensors.keys()}, rest
+
+
+def _all_rows(
+    fitting: Mapping[str, Tensor], own: Mapping[str, Tensor], buffers: Sequence[str]
+) -> bool:
+    return all(name in fitting for name in buffers if own[name].dim())
 
 
 def _other_classes(value: Tensor, own: Tensor, given: Given, classes: Sequence[str]) -> bool:

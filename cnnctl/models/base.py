@@ -141,6 +141,11 @@ class Model(nn.Module, ABC):
         where a model does not say."""
         return ()
 
+    def class_buffers(self) -> tuple[str, ...]:
+        """Tensors beside those layers that have a row for each class, by name; one without
+        dimensions says that all of them are solved."""
+        return ()
+
     def disk_needed(self, images: int, proposals: int) -> int:
         """Bytes that training puts on the disk at most beside its checkpoints, for so many images
         with so many proposals each; 0 where it keeps nothing there."""

@@ -151,6 +151,9 @@ class RCNN(DetectionModel):
     def class_layers(self) -> tuple[str, ...]:
         return ("network.cls_score",)
 
+    def class_buffers(self) -> tuple[str, ...]:
+        return tuple(f"fitted.{name}" for name, _ in self.fitted.named_buffers())
+
     def cut(self, batch: Batch) -> Batch:
         """A batch of N images -> one of about ``crops`` crops, a multiple of N, with labels (K for
         background), objects first come by chance from any of the images."""

@@ -193,6 +193,9 @@ class SPPNet(DetectionModel):
     def class_layers(self) -> tuple[str, ...]:
         return ("cls_score",)
 
+    def class_buffers(self) -> tuple[str, ...]:
+        return tuple(f"fitted.{name}" for name, _ in self.fitted.named_buffers())
+
     def fixed_loss(self, images: Images, targets: Targets) -> Losses:
         """That of the dense layers on fixed convolutions (section 4.1)."""
         with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.plain import Plain
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.backbones.vgg import VGG
+from cnnctl.engine.given_weights import Given, take
 from cnnctl.models import rcnn
 from cnnctl.models.base import FitStage, GradientStage
 from cnnctl.models.detection import truth_of
@@ -283,3 +286,34 @@ def test_published_dense_layers_see_the_map_as_they_were_trained():
 def test_numbers_out_of_range(settings, said):
     with torch.device("meta"), pytest.raises(ValueError, match=said):
         model_of(**settings)
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "solved"),
+    [
+        (("a", "b", "c"), [1, 2, 3], True),
+        (("c", "a", "b"), [3, 1, 2], True),  # by their names
+        (("c", "x", "a"), [3, 0, 1], False),
+        (("b", "x"), [2, 0], False),
+        (("a", "b", "c", "x"), [1, 2, 3, 0], False),
+        (("x", "y", "z"), [0, 0, 0], False),
+    ],
+)
+def test_svms_and_regressors_of_given_weights_are_those_of_the_classes(classes, rows, solved):
+    given = model_of()
+    numbers = torch.tensor([1.0, 2, 3])
+    given.fitted.planes += numbers[:, None]
+    given.fitted.biases += numbers
+    given.fitted.regressors += numbers[:, None, None]
+    given.fitted.offsets += numbers[:, None]
+    given.fitted.solved.fill_(True)
+    torch.manual_seed(1)
+    model = RCNN(len(classes), Small(), SIZE, map="whole", dense=(24,))
+    file = Given(Path("x.pt"), given.state_dict(), ("a", "b", "c"), own=True)
+    taken = take(model, file, classes, "weights")
+    for name in ("planes", "biases", "regressors", "offsets"):
+        found = model.fitted.get_buffer(name).reshape(len(classes), -1)
+        assert found.unique(dim=1)[:, 0].tolist() == rows, name
+    assert bool(model.fitted.solved) == solved
+    assert ("fitted.solved" in taken.loaded) == solved
+    assert ("fitted.solved" in taken.rebuilt) != solved
