@@ -53,7 +53,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, width: int, columns: Columns) -> None:
-        self.folder = folder
+        self.folder, self.width = folder, width
         self.kinds = {ROWS: ((width,), "float16"), **columns}
         self.files: dict[str, IO[bytes]] = {}
         try:

@@ -55,9 +55,11 @@ class RegionFeatures:
     placed: Tensor
 
 
+# Which of the regions (b,) int64, and what is said of them: a part of all, so memory is bounded.
+Parts = Iterable[tuple[Tensor, RegionFeatures]]
 # (images of any sizes, boxes (B, 4) in input pixels, image (B,) int64 whose each is, in order) ->
-# what the network says of them, in bounded memory
-Describe = Callable[[Images, Tensor, Tensor], RegionFeatures]
+# what the network says of them
+Describe = Callable[[Images, Tensor, Tensor], Parts]
 # regions (N, P, 4), which of them are taken, which of these must be (N, P), columns (N, P, ...)
 Chosen = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 Choose = Callable[[Tensor, Tensor, Truth], Chosen]
@@ -149,6 +151,29 @@ class FittedRegions(nn.Module):
             return None
         flat = exactly(self.offsets.flatten(), placed, self.regressors.flatten(0, 1))
         return flat.unflatten(1, (-1, 4))
+
+    def said(
+        self, parts: Parts, logits: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, K) scores and (B, K, 4) codes of B regions; None: boxes are not moved.
+
+        Args:
+            parts: of all regions, at least one, which may be empty.
+            logits: (b, D) -> (b, K + 1): whose softmax says what a region is before and without
+                SVMs.
+        """
+        solved = self.fitting.svm and bool(self.solved)  # asked once, as a GPU is waited for
+        order, scores, codes = [], [], []
+        for rows, one in parts:
+            order.append(rows)
+            if solved:
+                scores.append(self.scores(one.named))
+            else:
+                scores.append(logits(one.named).float().softmax(1)[:, : self.num_classes])
+            if (code := self.codes(one.placed)) is not None:
+                codes.append(code)
+        back = torch.cat(order).argsort()
+        return torch.cat(scores)[back], torch.cat(codes)[back] if codes else None
 
     def stages(
         self,
@@ -347,7 +372,9 @@ class _Data:
             chosen = thinned(chosen, must, most)
         image, row = chosen.nonzero(as_tuple=True)
         assert self.describe is not None
-        rows = part(self.describe(batch.images, boxes[image, row], image))
+        rows = boxes.new_empty(len(image), store.width)
+        for some, said in self.describe(batch.images, boxes[image, row], image):
+            rows[some] = part(said).to(rows)
         own = {name: column[image, row] for name, column in columns.items()}
         store.add(digests[new:], chosen.sum(1).tolist()[new:], rows, own)
 

@@ -203,7 +203,8 @@ class RCNN(DetectionModel):
         proposals = given_proposals(images)
         assert proposals is not None
         boxes, image, labels = self.sampled(proposals, truth, self.crops)
-        logits = self.network.logits(self.describe(images, boxes, image).named)
+        said = [one.named for _, one in self.describe(images, boxes, image)]
+        logits = self.network.logits(torch.cat(said))
         return {"class": _cross_entropy(logits, labels)}
 
     def detect(self, features: Tensor, images: Images) -> Detections:
@@ -212,14 +213,12 @@ class RCNN(DetectionModel):
         there = (proposals[..., 2:] > proposals[..., :2]).all(2)
         with timed(REGIONS):
             image, row = there.nonzero(as_tuple=True)
-            parts = self._parts(images, proposals[image, row], image)
-            said = [(self.scores(one.named), self.fitted.codes(one.placed)) for one in parts]
-            scores = torch.cat([some for some, _ in said])
-            codes = [some for _, some in said if some is not None]
+            parts = self.describe(images, proposals[image, row], image)
+            scores, codes = self.fitted.said(parts, self.network.logits)
         with timed(POST_PROCESSING):
             return best_regions(
                 scores,
-                torch.cat(codes) if codes else None,
+                codes,
                 proposals,
                 there,
                 images,
@@ -228,22 +227,14 @@ class RCNN(DetectionModel):
                 most=self.most,
             )
 
-    def scores(self, named: Tensor) -> Tensor:
-        """(B, K): of the SVMs, once they are solved; before and without them of the network."""
-        if self.fitted.fitting.svm and bool(self.fitted.solved):
-            return self.fitted.scores(named)
-        return self.network.logits(named).float().softmax(1)[:, : self.num_classes]
-
-    def describe(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
+    def describe(
+        self, images: Images, boxes: Tensor, image: Tensor
+    ) -> Iterator[tuple[Tensor, RegionFeatures]]:
         """Of boxes (B, 4), so many crops at a time that memory is bounded."""
-        said = list(self._parts(images, boxes, image))
-        named, placed = ([getattr(one, name) for one in said] for name in ("named", "placed"))
-        return RegionFeatures(torch.cat(named), torch.cat(placed))
-
-    def _parts(self, images: Images, boxes: Tensor, image: Tensor) -> Iterator[RegionFeatures]:
         step = max(1, AT_ONCE // (self.side**2 * images.pixels.shape[1]))
-        for some, own in zip(boxes.split(step), image.split(step), strict=True):
-            yield self.network(warped_crops(images.pixels, some, own, self.side, images.sizes))
+        for rows in torch.arange(len(boxes), device=boxes.device).split(step):
+            crops = warped_crops(images.pixels, boxes[rows], image[rows], self.side, images.sizes)
+            yield rows, self.network(crops)
 
 
 class RegionNetwork(nn.Module):

@@ -227,8 +227,8 @@ class SPPNet(DetectionModel):
     def detect(self, features: Features, images: Images) -> Detections:
         boxes, there = proposed(images)
         with timed(REGIONS):
-            said = self._described(features, boxes[there], there.nonzero()[:, 0])
-            scores, codes = self.scores(said.named), self.fitted.codes(said.placed)
+            parts = self._described(features, boxes[there], there.nonzero()[:, 0])
+            scores, codes = self.fitted.said(parts, self.cls_score)
         with timed(POST_PROCESSING):
             return best_regions(
                 scores,
@@ -241,37 +241,25 @@ class SPPNet(DetectionModel):
                 most=self.most,
             )
 
-    def scores(self, named: Tensor) -> Tensor:
-        """(B, K): of the SVMs, once they are solved; before and without them of the softmax."""
-        if self.fitted.fitting.svm and bool(self.fitted.solved):
-            return self.fitted.scores(named)
-        return self.cls_score(named).float().softmax(1)[:, : self.num_classes]
-
-    def describe(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
+    def describe(
+        self, images: Images, boxes: Tensor, image: Tensor
+    ) -> Iterator[tuple[Tensor, RegionFeatures]]:
         """Of boxes (B, 4) in input pixels: each image goes through the convolutions once."""
-        named = boxes.new_zeros(len(boxes), self.cls_score.in_features)
-        placed = boxes.new_zeros(len(boxes), self.placed)
         everyone = torch.arange(len(images), device=image.device)
         for rows, part in of_one_size(images):
             place = torch.full_like(everyone, -1)
             place[rows] = torch.arange(len(part), device=image.device)
-            own = place[image] >= 0
-            said = self._described(self.features(part.pixels), boxes[own], place[image[own]])
-            named[own], placed[own] = said.named.to(named), said.placed.to(placed)
-        return RegionFeatures(named, placed)
+            own = (place[image] >= 0).nonzero()[:, 0]
+            features = self.features(part.pixels)
+            for some, said in self._described(features, boxes[own], place[image[own]]):
+                yield own[some], said
 
     def pooled(self, features: Features, boxes: Tensor, image: Tensor) -> Tensor:
         """(B, C * bins) of boxes (B, 4), each from the map of the scale that suits it."""
         if len(features.maps) == 1:
             return self._pooled(features, 0, boxes, image)
-        scale = self.scale_of(features, boxes)
-        order = scale.argsort(stable=True)
-        counts = scale.bincount(minlength=len(features.maps)).tolist()
-        parts = [
-            self._pooled(features, number, boxes[rows], image[rows])
-            for number, rows in enumerate(order.split(counts))
-        ]
-        return torch.cat(parts)[order.argsort()]
+        rows, found = zip(*self._parts(features, boxes, image, len(boxes)), strict=True)
+        return torch.cat(found)[torch.cat(rows).argsort()]
 
     def scale_of(self, features: Features, boxes: Tensor) -> Tensor:
         """(B,) int64: the scale at which the area of each box is nearest to the window's."""
@@ -284,18 +272,25 @@ class SPPNet(DetectionModel):
         cells = projected(boxes * factors.repeat(2), self.stride, size, self.centre)
         return spatial_pyramid_pool(maps, cells.float(), image, self.levels, 1.0)
 
-    def _described(self, features: Features, boxes: Tensor, image: Tensor) -> RegionFeatures:
+    def _described(
+        self, features: Features, boxes: Tensor, image: Tensor
+    ) -> Iterator[tuple[Tensor, RegionFeatures]]:
         """Of a part of the regions at a time, so that memory does not grow with their number."""
-        named, placed = zip(*self._parts(features, boxes, image), strict=True)
-        return RegionFeatures(torch.cat(named), torch.cat(placed))
+        for rows, pooled in self._parts(features, boxes, image, CHUNK // self.length):
+            yield rows, RegionFeatures(self.top(pooled), pooled[:, : self.placed])
 
     def _parts(
-        self, features: Features, boxes: Tensor, image: Tensor
+        self, features: Features, boxes: Tensor, image: Tensor, most: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        count = max(1, CHUNK // self.length)
-        for some, whose in zip(boxes.split(count), image.split(count), strict=True):
-            pooled = self.pooled(features, some, whose)
-            yield self.top(pooled), pooled[:, : self.placed]
+        """Which of the boxes, at most so many and of one scale, and what is pooled of them."""
+        order, counts = torch.arange(len(boxes), device=boxes.device), [len(boxes)]
+        if len(features.maps) > 1:
+            scale = self.scale_of(features, boxes)
+            order = scale.argsort(stable=True)
+            counts = scale.bincount(minlength=len(features.maps)).tolist()
+        for number, own in enumerate(order.split(counts)):
+            for rows in own.split(max(1, most)):
+                yield rows, self._pooled(features, number, boxes[rows], image[rows])
 
 
 def placed_length(levels: Sequence[int], channels: int) -> int:

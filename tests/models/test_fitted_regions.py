@@ -40,9 +40,14 @@ class Describe:
     def __init__(self) -> None:
         self.asked = 0
 
-    def __call__(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
+    def __call__(self, images: Images, boxes: Tensor, image: Tensor):
+        """In three parts, in no order."""
         self.asked += len(boxes)
         assert image.equal(image.sort().values)
+        for rows in torch.randperm(len(boxes)).tensor_split(3):
+            yield rows, self.of(images, boxes[rows], image[rows])
+
+    def of(self, images: Images, boxes: Tensor, image: Tensor) -> RegionFeatures:
         fixed = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
         hidden = (boxes / 20 @ fixed + images.pixels[image].mean((1, 2, 3))[:, None]).sin()
         return RegionFeatures(hidden, torch.cat([hidden, hidden[:, :1] ** 2], 1))
@@ -86,7 +91,7 @@ def regions_by_hand() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_svms_are_those_of_the_regions_by_hand():
     boxes, image, own, most = regions_by_hand()
-    named = Describe()(batch_of().images, boxes, image).named.half().numpy()
+    named = Describe().of(batch_of().images, boxes, image).named.half().numpy()
     planes, biases = mined_planes(named, own.numpy(), (most >= 0.3).numpy(), Mining())
     regions = solved(Fitting(regress=False), Describe())
     assert regions.planes.equal(planes)
@@ -102,7 +107,7 @@ def test_regressors_are_ridge_regression_of_the_regions_by_hand():
     boxes, image, own, most = regions_by_hand()
     best, kind = most.max(1)
     chosen = (own < 0) & (best > 0.6)
-    placed = Describe()(batch_of().images, boxes, image).placed[chosen].half().float()
+    placed = Describe().of(batch_of().images, boxes, image).placed[chosen].half().float()
     theirs = torch.stack(
         [TRUTH[i][LABELS[i] == k][0] for i, k in zip(image[chosen], kind[chosen], strict=True)]
     )
@@ -145,6 +150,24 @@ def test_autocast_rounds_no_margin_and_no_code():
     assert codes is not None
     assert said.equal(codes)
     assert scores.dtype == said.dtype == torch.float32
+
+
+@pytest.mark.parametrize("svm", [True, False])
+def test_scores_and_codes_are_put_together_from_parts_in_no_order(svm):
+    regions = FittedRegions(K, 6, 7, Fitting())
+    regions.planes += torch.randn(K, 6)
+    regions.regressors += torch.randn(K, 4, 7)
+    regions.solved.fill_(svm)
+    named, placed, layer = torch.randn(9, 6), torch.randn(9, 7), torch.nn.Linear(6, K + 1)
+    parts = torch.randperm(9).split(4)
+    with torch.no_grad():
+        scores, codes = regions.said(
+            ((rows, RegionFeatures(named[rows], placed[rows])) for rows in parts), layer
+        )
+        softmax = layer(named).softmax(1)[:, :K]
+    torch.testing.assert_close(scores, regions.scores(named) if svm else softmax)
+    assert codes is not None
+    torch.testing.assert_close(codes, regions.codes(placed))
 
 
 @pytest.mark.parametrize(("svm", "regress"), [(True, True), (True, False), (False, True)])
