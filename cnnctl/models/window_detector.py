@@ -289,18 +289,19 @@ class WindowDetector(DetectionModel):
         return labels, many.reciprocal().gather(1, rows).masked_fill(matched < 0, 0)
 
     def _cut(self, pyramid: Sequence[Tensor], drawn: Tensor) -> Tensor:
-        """(N, P, C, window, window) of windows (N, P) among all levels'."""
-        shape = (*drawn.shape, pyramid[0].shape[1], self.window, self.window)
+        """(N, P, C, window, window) of windows (N, P) among all levels', in memory with the
+        channels last, as the network has them: its first layer need not turn them round."""
+        shape = (*drawn.shape, self.window, self.window, pyramid[0].shape[1])
         cut, first = pyramid[0].new_empty(shape), 0
         for level in pyramid:
-            views = self._views(level)
+            views = self._views(level).movedim(3, 5)
             rows, columns = views.shape[1:3]
             inside = drawn - first
             image, place = ((inside >= 0) & (inside < rows * columns)).nonzero(as_tuple=True)
             at = inside[image, place]
             cut[image, place] = views[image, at // columns, at % columns]
             first += rows * columns
-        return cut
+        return cut.movedim(4, 2)
 
     @torch.no_grad()
     def _least_like_ground(self, windows: Tensor, count: int) -> Tensor:
