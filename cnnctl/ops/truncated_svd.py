@@ -58,7 +58,9 @@ class TruncatedLinear:
         # A weight's version counts the changes in place; another place or type is another tensor.
         made_of = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         if self._factors is None or made_of != self._made_of:
-            self._factors, self._made_of = truncated_svd(weight, self.rank), made_of
+            # What inference mode makes could not be used where gradients are asked for later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._factors, self._made_of = truncated_svd(weight, self.rank), made_of
         return self._factors
 
     def parameters(self, layer: nn.Linear) -> int:

@@ -79,6 +79,17 @@ def test_worked_out_once_for_each_state_of_the_weights(monkeypatch):
     assert len(asked) == 4
 
 
+def test_what_inference_made_is_used_with_gradients():
+    layer, truncated = layer_of(7, 4), TruncatedLinear(3)
+    seen = torch.randn(3, 7, requires_grad=True)
+    with torch.inference_mode():
+        first = truncated(layer, seen.detach())
+    again = truncated(layer, seen)
+    again.sum().backward()
+    torch.testing.assert_close(first.clone(), again)
+    assert seen.grad is not None
+
+
 @pytest.mark.parametrize("rank", [0, 5])
 def test_refuses(rank):
     with pytest.raises(ValueError, match=f"7 to 4 has a rank from 1 to 4, got {rank}"):
