@@ -31,7 +31,7 @@ from cnnctl.ops.linear_svm import NEVER
 NORM = 20.0  # the average length of a row, once scaled
 HARD, EASY = -1.0001, -1.2  # margins
 CHUNK = 1 << 24  # numbers of rows that are read together
-HELD = 1 << 27  # numbers of the negatives of a class; of each scikit-learn takes about 24 bytes
+HELD = 1 << 27  # numbers of the negatives of a class; each takes 8 bytes here, 16 in scikit-learn
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class _OneClass:
         if not len(self.negatives):
             return np.zeros(rows.shape[1]), 1.0  # nothing to tell it from
         chosen = np.concatenate([self.positives, self.negatives])
-        features = rows[chosen].astype(np.float64) * scale
+        features = rows[chosen].astype(np.float64)
+        features *= scale  # in place: these are the most that is held
         labels = np.arange(len(chosen)) < len(self.positives)
         plane, bias = solve(features, labels, self.mining)
         margins = features[len(self.positives) :] @ plane + bias
