@@ -156,7 +156,7 @@ class RCNN(DetectionModel):
 
     def cut(self, batch: Batch) -> Batch:
         """A batch of N images -> one of about ``crops`` crops, a multiple of N, with labels (K for
-        background), objects first come by chance from any of the images."""
+        background), drawn from all of the images together, in their order."""
         images, n = batch.images, len(batch)
         proposals = given_proposals(images)
         assert proposals is not None, "build sees to it that there are some"
@@ -191,6 +191,8 @@ class RCNN(DetectionModel):
     def crop_loss(self, images: Images, targets: Targets) -> Losses:
         """Cross-entropy of crops and their labels."""
         assert targets.label is not None
+        if not (targets.label != NOTHING).any():
+            return self._nothing()
         logits = self.network.logits(self.network(images.pixels).named)
         return {"class": _cross_entropy(logits, targets.label)}
 
@@ -203,6 +205,8 @@ class RCNN(DetectionModel):
         proposals = given_proposals(images)
         assert proposals is not None
         boxes, image, labels = self.sampled(proposals, truth, self.crops)
+        if not (labels != NOTHING).any():
+            return self._nothing()
         said = [one.named for _, one in self.describe(images, boxes, image)]
         logits = self.network.logits(torch.cat(said))
         return {"class": _cross_entropy(logits, labels)}
@@ -226,6 +230,12 @@ class RCNN(DetectionModel):
                 overlap=self.overlap,
                 most=self.most,
             )
+
+    def _nothing(self) -> Losses:
+        """The loss of no crop at all: 0, with gradients of 0. Empty crops would change what batch
+        normalisation knows of its inputs."""
+        summed = [one.sum() for one in self.network.parameters()]
+        return {"class": torch.stack(summed).sum() * 0}
 
     def describe(
         self, images: Images, boxes: Tensor, image: Tensor
@@ -300,6 +310,6 @@ def whole(backbone: Backbone) -> Parts:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over the crops that count; 0 where none does."""
+    """The mean over the crops that count."""
     summed = F.cross_entropy(logits.float(), labels, ignore_index=NOTHING, reduction="sum")
     return summed / (labels != NOTHING).sum().clamp(min=1)

@@ -133,6 +133,21 @@ def test_no_proposals_and_no_objects(proposals):
     assert found.boxes.shape == (2, 0, 4)
 
 
+def test_a_batch_without_regions_changes_no_statistics():
+    model = RCNN(K, ResNet(18), SIZE, crops=8).train()
+    batch = batch_of(torch.zeros(2, 4, 4), TRUTH[:, :0], LABELS[:, :0])
+    batch.images.pixels = noise(2, 3, *SIZE)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    view = model.cut(batch)
+    loss = model.crop_loss(view.images, view.targets)["class"]
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.network.parameters())
+    assert model.loss(batch.images, batch.targets)["class"] == 0
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name]), name
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
