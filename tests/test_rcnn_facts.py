@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnctl.backbones.resnet import ResNet
 from cnnctl.backbones.vgg import VGG
-from cnnctl.commands.time_parts import Timed, _times, slowest
+from cnnctl.commands.jobs import Job, Result
+from cnnctl.commands.time_parts import show_time_parts
 from cnnctl.engine import checkpoint
 from cnnctl.engine.loop import Loop
 from cnnctl.models.detection import DetectionModel
@@ -48,17 +49,37 @@ def flops(compute: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def test_the_published_times_and_their_ratios():
-    """With proposals 49, 4.3, 2.3 and 0.2 seconds; without them 47, 2.3 and 0.32."""
-    rows = [
-        Timed(model.__name__, "ap50", 0.5, {}, 1.0, {}, model.published_seconds) for model in CHAIN
+class Told:
+    """A console that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[list[str]]] = {}
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        self.tables[title] = rows
+
+    def say(self, line: str) -> None:
+        pass
+
+
+def test_a_sweep_of_the_chain_tells_the_published_times_and_their_ratios(tmp_path):
+    """In the table that a sweep ends with: jobs of 0.2 s an image, of which 0.1 are proposals."""
+    summary = {"monitor": "ap50", "test": {"ap50": 0.5}}
+    summary["one_image"] = {"median": 200.0, "parts": {"proposals": 100.0, "regions": 100.0}}
+    results = []
+    for number, model in enumerate(CHAIN):
+        config = {"model": {"_target_": f"{model.__module__}.{model.__name__}"}}
+        job = Job(f"{number}", {"model": model.__name__}, [], config, {"model": model.__name__})
+        results.append(Result(job, "done", summary))
+    told = Told()
+    show_time_parts(told, results, tmp_path)  # pyright: ignore[reportArgumentType]
+    rows = told.tables["times as fast as RCNN, and what the papers say"]
+    assert [[name, *papers] for name, _, *papers in rows] == [
+        ["RCNN", "1x", "1x", "1x", "49 (47 without)"],
+        ["SPPNet", "11x", "1x", "20x", "4.3 (2.3 without)"],
+        ["FastRCNN", "21x", "1x", "147x", "2.3 (0.32 without)"],
+        ["FasterRCNNC4", "247x", "1x", "250x", "0.2 (0.19 without)"],
     ]
-    assert [round(one.times(True)[1], 1) for one in rows] == [49.0, 4.3, 2.3, 0.2]
-    assert [one.times(False)[1] for one in rows[:3]] == [47.0, 2.3, 0.32]
-    base = slowest(rows)
-    assert base.name == "RCNN"
-    assert [_times(one, base, proposals=True)[1] for one in rows] == ["1x", "11x", "21x", "247x"]
-    assert [_times(one, base, proposals=False)[1] for one in rows[:3]] == ["1x", "20x", "147x"]
 
 
 def test_convolutions_of_every_region_or_once_an_image():
