@@ -123,7 +123,7 @@ class RCNN(DetectionModel):
         if at == "whole":
             backbone.require((side, side))
         parts = whole(backbone) if at == "whole" else parts_of(backbone, size, "rcnn", at, dense)
-        self.network = RegionNetwork(parts, dense, side, num_classes)
+        self.network = RegionNetwork(parts, dense, side, num_classes, cut=at != "whole")
         fitting = Fitting(
             svm=svm,
             regress=regress,
@@ -254,13 +254,18 @@ class RegionNetwork(nn.Module):
         parts: the two.
         dense: units of other layers on the map; () are those of ``parts``.
         side: of the crops that it sees.
+        cut: the layers to the map end before a pooling of the largest; published dense layers above
+            it then see what is largest in each bin.
 
     Attributes:
         width, placed: numbers of a crop that SVMs and regressors see.
     """
 
-    def __init__(self, parts: Parts, dense: tuple[int, ...], side: int, num_classes: int) -> None:
+    def __init__(
+        self, parts: Parts, dense: tuple[int, ...], side: int, num_classes: int, cut: bool
+    ) -> None:
         super().__init__()
+        self.largest = False
         self.trunk, self.top = parts.trunk, parts.top
         self.seen, self.width = parts.bins, parts.width
         there = math.ceil(side / parts.stride)  # along a side of the map
@@ -269,6 +274,8 @@ class RegionNetwork(nn.Module):
             self.top = dense_layers(parts.channels * self.seen**2, dense)
         elif not any(isinstance(layer, nn.Linear) for layer in self.top):
             self.seen = min(self.seen, there)
+        else:
+            self.largest = cut
         self.bins = max(1, min(BINS, there, math.isqrt(PLACED // parts.channels)))
         self.placed = parts.channels * self.bins**2
         self.cls_score = nn.Linear(self.width, num_classes + 1)
@@ -278,7 +285,8 @@ class RegionNetwork(nn.Module):
     def forward(self, crops: Tensor) -> RegionFeatures:
         """(B, C, side, side) -> what SVMs and regressors see."""
         maps = self.trunk(crops)
-        named = self.top(F.adaptive_avg_pool2d(maps, self.seen))
+        pool = F.adaptive_max_pool2d if self.largest else F.adaptive_avg_pool2d
+        named = self.top(pool(maps, self.seen))
         return RegionFeatures(named, F.adaptive_avg_pool2d(maps, self.bins).flatten(1))
 
     def logits(self, named: Tensor) -> Tensor:

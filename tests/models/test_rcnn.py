@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from cnnctl.backbones import vgg
 from cnnctl.backbones.alexnet import AlexNet
 from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.plain import Plain
@@ -284,6 +285,19 @@ def test_published_dense_layers_see_the_map_as_they_were_trained():
             hidden = layer(hidden).relu()
     torch.testing.assert_close(said.named, hidden)
     torch.testing.assert_close(said.placed, maps.flatten(1))
+
+
+def test_published_dense_layers_see_the_same_of_a_backbone_that_is_cut(monkeypatch):
+    """The pooling at the end of VGG takes the largest, and is left out of what is cut at c4."""
+    monkeypatch.setattr(vgg, "_FC", 8)
+    backbone, said = VGG(11), []
+    for at in ("whole", "c4"):
+        torch.manual_seed(0)
+        model = RCNN(K, backbone, (300, 400), map=at).eval()
+        with torch.no_grad():
+            said.append(model.network(noise(1, 3, 224, 224)).named)
+    assert said[0].any()
+    torch.testing.assert_close(*said)
 
 
 @pytest.mark.parametrize(
