@@ -7,15 +7,17 @@ pyramid of bins, whose length is the same whatever its size; dense layers are fi
 SVM and a box regressor for each class are solved on what the last of them and the pyramid say.
 
 Differs from the paper: the convolutions are those of the backbones here, and no published dense
-layers fit on the pyramid, so these start at random and are not taken from a classifier of
-ImageNet. Convolutions without published weights would stay at random, for they are fixed from the
-fine-tuning on: where there are none, a first stage trains all layers together to classify regions
+layers fit on the pyramid, so these start at random and are not taken from a classifier of ImageNet.
+Convolutions without published weights would stay at random, for they are fixed from the fine-tuning
+on: where there are none, a first stage trains all layers together to classify regions
 (``convolutions``). Fine-tuning sees regions at the scale that testing would take, in the paper at
-one. A scale is chosen by the window's area, scales are factors of the input's size. Regressors see
-the coarser levels of a pyramid alone where all would be more than 12800 numbers, ZF-5's. Scores are
-the logistic function of the margins; boxes are corrected before overlapping ones are dropped. For
-training images below 256 pixels the map is at stride 8, the levels are 1, 2 and 4, the dense layers
-have 256 units and no dropout, and SVMs and regressors are solved on 500 images.
+one. Scales are factors of the input's size. An SVM may have all negatives of its class, in the
+paper none that overlaps another by more than 70 %, and hard ones are mined until few are new, in
+the paper once. Regressors see the coarser levels of a pyramid alone where all would be more than
+12800 numbers, ZF-5's. Scores are the logistic function of the margins; boxes are corrected before
+overlapping ones are dropped. For training images below 256 pixels the map is at stride 8, the
+levels are 1, 2 and 4, the dense layers have 256 units and no dropout, and SVMs and regressors are
+solved on 500 images.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ from cnnctl.structures import Images, Targets
 LEVELS, FEW_LEVELS = (1, 2, 3, 6), (1, 2, 4)  # of the pyramid; few of small images
 UNITS, FEW_UNITS, DROPOUT = (4096, 4096), (256, 256), 0.5
 REGIONS_OF_AN_IMAGE, FEW_REGIONS, FEW_IMAGES = 64, 32, 500
-WINDOW = 224, 688  # a window is best seen at 224 pixels, in an image whose shorter side has 688
+WINDOW = 224 / 688  # a window is best seen at 224 pixels, in an image whose shorter side has 688
+NEAR = 0.5  # overlap of the proposals that regressors learn from (section 4.1)
 PLACED = 12800  # numbers at most that a regressor sees: 50 bins of ZF-5's 256 channels
 # Numbers of pooled regions that go through the dense layers together. Each time the weights are
 # made bf16 anew, which for few regions takes as long as the product.
@@ -145,7 +148,7 @@ class SPPNet(DetectionModel):
         self.num_classes, self.regions, self.lowest = num_classes, regions, lowest
         self.score, self.overlap, self.most = score, overlap, detections
         self.levels, self.scales = levels, scales
-        self.window = WINDOW[0] if large else min(size) * WINDOW[0] / WINDOW[1]
+        self.window = min(size) * WINDOW
         if frozen_norm:
             freeze_norm(backbone)
         parts = parts_of(backbone, size, "sppnet", map, dense)
@@ -160,6 +163,7 @@ class SPPNet(DetectionModel):
         fitting = Fitting(
             svm=svm,
             regress=regress,
+            near=NEAR,
             images=fit_images if fit_images is not None or large else FEW_IMAGES,
             penalty=ridge,
             cache_gb=cache_gb,
