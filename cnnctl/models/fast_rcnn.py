@@ -4,8 +4,10 @@
 Differs from the paper: all layers of a backbone are trained, not from conv2_1 or conv3_1 on; a step
 has as many images as trainer.batch_size says (the paper has 2), each with 64 regions, or fewer
 where too few proposals overlap an object; the backbones are torchvision's, with ResNets by the
-layers that they have above the map. For training images below 256 pixels the map is at stride 8,
-two dense layers of 256 units on 4 x 4 bins are above it, and an image is trained on 32 regions.
+layers that they have above the map; box targets are divided by fixed deviations (0.1 of a place,
+0.2 of a size), in the paper by those of the training set, with its means taken off. For training
+images below 256 pixels the map is at stride 8, two dense layers of 256 units on 4 x 4 bins are
+above it, and an image is trained on 32 regions.
 From the published code and not in the paper: the true boxes are among the proposals that are
 trained on.
 """
