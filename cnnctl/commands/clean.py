@@ -19,7 +19,7 @@ def run(options: DictConfig) -> int:
         options: ``only`` and ``dry``, as conf/clean.yaml has them.
 
     Raises:
-        UserError: there is no such kind, or a file cannot be deleted (code 5).
+        UserError: there is no such kind, or a file cannot be deleted (code 5); all others are.
     """
     if type(options.dry) is not bool:
         raise UserError(f"must be true or false, not {options.dry!r}", field="dry")
@@ -31,17 +31,16 @@ def run(options: DictConfig) -> int:
     if not found:
         console.say(f"nothing is kept in {folder}")
         return Exit.DONE
-    rows, freed, left = [], 0, 0
+    rows, freed, left, faults = [], 0, 0, []
     for entry in found:
         try:
             gone = not options.dry and forget(entry)
+            state = "deleted" if gone else "" if options.dry else "left: it is being made"
         except OSError as error:
-            raise UserError(
-                f"cannot be deleted: {error.strerror}", file=error.filename, code=Exit.MACHINE
-            ) from None
+            gone, state = False, f"not deleted: {error.strerror}"
+            faults.append((entry.paths[0], error))
         freed += entry.size * gone
         left += not gone
-        state = "deleted" if gone else "" if options.dry else "left: it is being made"
         rows.append((KINDS[entry.kind], entry.of, f"{scaled(entry.size)}B", state))
     console.table(f"kept in {folder}", ("what", "of", "size", ""), rows)
     if options.dry:
@@ -49,4 +48,8 @@ def run(options: DictConfig) -> int:
         console.say(f"{scaled(total)}B; without dry=true they are deleted")
     else:
         console.say(f"freed: {scaled(freed)}B{f'; left: {left}' if left else ''}")
+    if faults:
+        path, error = faults[0]
+        problem = f"cannot be deleted: {error.strerror}"
+        raise UserError(problem, file=printable(path), code=Exit.MACHINE)
     return Exit.DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
@@ -58,7 +59,11 @@ def entries(kinds: Iterable[str]) -> list[Entry]:
 
 
 def forget(entry: Entry) -> bool:
-    """Delete it; False: a process is making it just now, and it is left."""
+    """Delete it; False: a process is making it just now, and it is left.
+
+    Raises:
+        OSError: a file cannot be deleted; the others are.
+    """
     with contextlib.ExitStack() as held:
         for path in entry.locks:
             with contextlib.suppress(FileNotFoundError):
@@ -67,12 +72,24 @@ def forget(entry: Entry) -> bool:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return False
+                if not is_there(lock.fileno(), path):  # deleted, and perhaps being made anew
+                    return False
         for path in sorted(entry.paths, key=lambda path: path.suffix == ".lock"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
+                if path.exists():
+                    shutil.rmtree(path)  # says why
             else:
                 path.unlink(missing_ok=True)
     return True
+
+
+def is_there(file: int, path: Path) -> bool:
+    """Whether the open ``file`` still is at ``path``; a lock on a deleted one keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _size(path: Path) -> int:

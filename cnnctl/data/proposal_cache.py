@@ -1,9 +1,10 @@
 """The proposals of a data set, made once by all cores and kept in the user's cache folder.
 
-They are found by what they are of: the content of the data and all settings of the method, so that
-those of other data or settings are never taken. While they are made, parts of ``PART`` images are
-on the disk; a process that was killed leaves them, and the next one goes on from there. Whole, they
-are one array that is mapped, so that the processes of a run share one copy in memory.
+They are found by what they are of: the fingerprint of the data, the pixels of some images spread
+over it (a fingerprint may be of the annotations alone) and all settings of the method, so that
+those of other data or settings are not taken. While they are made, parts of up to ``PART`` images
+are on the disk; a process that was stopped leaves them, and the next one goes on from there. Whole,
+they are one array that is mapped, so that the processes of a run share one copy in memory.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from torch.utils.data import Dataset as TorchDataset
 
 from cnnctl.data.base import Dataset
 from cnnctl.data.image_file import printable
+from cnnctl.data.kept import is_there
 from cnnctl.data.loaders import start_worker
 from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.errors import Exit, UserError
 from cnnctl.user_cache import user_cache
 
-PART = 64  # images whose proposals are written at a time
-_FORM = 1  # of what is kept; another number, another place
+PART = 64  # images whose proposals are one file while they are made
+_EVERY = 30.0  # seconds after which what there is of a part is written
+_LOOKED_AT = 8  # images whose pixels are compared
+_FORM = 2  # of what is kept; another number, another place
 _CHUNK = 1 << 24  # bytes that are summed up at a time
 _AHEAD = 8  # images that a process may be ahead by
 _FEW = 4  # images for which no further process is worth its start
@@ -54,7 +58,8 @@ class Kept:
     Args:
         boxes: (P, 4) float32, mapped.
         ends: (M,) int64, where an image's boxes end; they begin where the last one's did.
-        seconds: that one core took for an image, on average.
+        seconds: for an image, on average: of one core, or where the method does not fork by the
+            clock on the wall.
     """
 
     place: Path
@@ -142,8 +147,22 @@ def _beside(place: Path, what: str) -> Path:
 def _header(data: Dataset, method: ProposalMethod, name: str) -> dict[str, Any]:
     """What makes these proposals these, as JSON gives it back."""
     settings = json.loads(json.dumps(method.settings(), sort_keys=True))
-    key = {"form": _FORM, "data": data.fingerprint(), "settings": settings, "images": len(data)}
+    key = {
+        **{"form": _FORM, "data": data.fingerprint(), "settings": settings, "images": len(data)},
+        "pixels": _pixels(data),
+    }
     return {"key": key, "name": name}
+
+
+def _pixels(data: Dataset) -> str:
+    """A digest of some images, spread over all."""
+    digest = hashlib.sha256()
+    some = min(_LOOKED_AT, len(data))
+    for number in range(some):
+        image = data[number * len(data) // some][0]
+        digest.update(repr(tuple(image.shape)).encode())
+        digest.update(image.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _place(said: dict[str, Any]) -> Path:
@@ -185,21 +204,25 @@ def _alone(place: Path, waiting: Callable[[], None]) -> Iterator[int | None]:
 
     On a file system that has no locks both do, and what the later one writes is what is there.
     """
-    lock = None
+    lock, path, told = None, _beside(place, "lock"), False
     try:
         with contextlib.suppress(OSError):
-            lock = os.open(_beside(place, "lock"), os.O_CREAT | os.O_RDWR, 0o644)
-            told = False
             while True:
+                if lock is None:
+                    lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
                 except BlockingIOError:
                     if not told:
                         print("waiting: another process makes these proposals", file=sys.stderr)
                     told = True
                     waiting()
                     time.sleep(_PAUSE)
+                    continue
+                if is_there(lock, path):
+                    break
+                os.close(lock)  # it was deleted meanwhile: one who comes now would open another
+                lock = None
         yield lock
     finally:
         if lock is not None:
@@ -215,11 +238,18 @@ class _Proposing(TorchDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, float] | UserError:
         try:
             image = self.data[index][0]
-            started = time.process_time()  # one core's, however busy the machine is
+            clock = clock_of(self.method)
+            started = clock()
             boxes = self.method.propose(image)
         except UserError as error:
             return error
-        return boxes.cpu().numpy(), time.process_time() - started
+        return boxes.cpu().numpy(), clock() - started
+
+
+def clock_of(method: ProposalMethod) -> Callable[[], float]:
+    """Seconds of one core, however busy the machine is; of a network, which works elsewhere or on
+    many cores, those on the wall."""
+    return time.process_time if method.forks else time.perf_counter
 
 
 def _make(
@@ -230,22 +260,56 @@ def _make(
     workers: int,
     lock: int | None,
 ) -> None:
-    """Write all parts that are not there yet."""
-    starts = range(0, len(data), PART)
-    missing = [s for s in starts if _read(parts, s, len(data)) is None]
-    wanted = [index for s in missing for index in range(s, min(s + PART, len(data)))]
-    done = len(data) - len(wanted)
-    boxes: list[np.ndarray] = []
-    seconds = 0.0
+    """Write all parts that are not there, or not to their end; stopped, what there is of the last
+    one."""
+    wanted: list[int] = []
+    for start in range(0, len(data), PART):
+        part = _read(parts, start, len(data))
+        there = 0 if part is None else len(part[1])
+        wanted += range(start + there, min(start + PART, len(data)))
+    done, unfinished = len(data) - len(wanted), _Unfinished(parts, len(data))
     with contextlib.closing(_found(data, method, wanted, workers, lock)) as rows:
-        for index, (found, took) in zip(wanted, rows, strict=True):
-            boxes.append(found)
-            seconds, done = seconds + took, done + 1
-            start = index // PART * PART
-            if len(boxes) == min(PART, len(data) - start):
-                _write_part(parts / _name(start), boxes, seconds)
-                boxes, seconds = [], 0.0
-            watch(done, len(data))
+        try:
+            for index, (found, seconds) in zip(wanted, rows, strict=True):
+                unfinished.add(index, found, seconds)
+                done += 1
+                watch(done, len(data))
+        finally:
+            unfinished.write()
+
+
+class _Unfinished:
+    """The part that is being made.
+
+    Args:
+        images: of the data set.
+    """
+
+    def __init__(self, parts: Path, images: int) -> None:
+        self.parts, self.images = parts, images
+        self.start, self.seconds = -1, 0.0
+        self.boxes: list[np.ndarray] = []
+        self.new, self.written = 0, time.monotonic()
+
+    def add(self, index: int, boxes: np.ndarray, seconds: float) -> None:
+        """The images come in their order."""
+        start = index // PART * PART
+        if start != self.start:
+            self.start, self.boxes, self.seconds = start, [], 0.0
+            if (part := _read(self.parts, start, self.images)) is not None:
+                self.boxes, self.seconds = np.split(part[0], part[1].cumsum()[:-1]), part[2]
+        self.boxes.append(boxes)
+        self.seconds += seconds
+        self.new += 1
+        whole = len(self.boxes) == min(PART, self.images - start)
+        if whole or time.monotonic() - self.written >= _EVERY:
+            self.write()
+
+    def write(self) -> None:
+        if self.new:
+            self.new = 0  # also where it fails: there is no second attempt on the way out
+            _write_part(self.parts / _name(self.start), self.boxes, self.seconds)
+        self.written = time.monotonic()
 
 
 def _found(
@@ -306,14 +370,16 @@ def _write_part(path: Path, boxes: Sequence[np.ndarray], seconds: float) -> None
 
 
 def _read(parts: Path, start: int, images: int) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """(boxes, counts, seconds) of the part that begins with that image; None: not whole there."""
+    """(boxes, counts, seconds) of the first images of the part that begins with that image; None:
+    there are none, or they are damaged."""
     try:
         with np.load(parts / _name(start)) as part:  # the archive has a checksum of each array
             boxes, counts, seconds = part["boxes"], part["counts"], float(part["seconds"])
     except Exception:  # a damaged archive has many ways to say so
         return None
-    whole = counts.shape == (min(PART, images - start),) and boxes.shape == (counts.sum(), 4)
-    return (boxes, counts, seconds) if whole else None
+    most = min(PART, images - start)
+    fits = counts.ndim == 1 and 0 < len(counts) <= most and boxes.shape == (counts.sum(), 4)
+    return (boxes, counts, seconds) if fits else None
 
 
 def _join(parts: Path, place: Path, said: dict[str, Any]) -> None:

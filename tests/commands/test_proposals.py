@@ -288,7 +288,11 @@ def test_those_of_a_trained_network(run, own, train, command, capsys, tmp_path):
     assert "may not be named here" in capsys.readouterr().err  # of a module that is not trusted
 
 
-def test_what_is_kept_is_cleaned(own, train, command, capsys, tmp_path):
+def no_right(path, **rest) -> None:
+    raise PermissionError(13, "Permission denied", path)
+
+
+def test_what_is_kept_is_cleaned(own, train, command, capsys, tmp_path, monkeypatch):
     given = (*own, *SCENES, *STEPS, "model=region_reader")
     assert train(tmp_path / "run", *given) == 0
     (user_cache("features") / "mine").mkdir(parents=True)
@@ -300,6 +304,13 @@ def test_what_is_kept_is_cleaned(own, train, command, capsys, tmp_path):
     assert command("data", "clean", "only=features") == 0
     assert "freed: 2.5 kB" in capsys.readouterr().out
     assert len(kept()) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", no_right)
+        assert command("data", "clean") == 5
+    out, err = capsys.readouterr()
+    assert "not deleted: Permission denied" in out
+    assert "freed: 0B; left: 2" in out
+    assert "cannot be deleted: Permission denied" in err
     assert command("data", "clean") == 0
     assert "region_reader of digit_scenes" in capsys.readouterr().out
     assert kept() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -11,16 +12,19 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cnnctl.data import kept as everything
 from cnnctl.data import proposal_cache
 from cnnctl.data.base import Dataset
+from cnnctl.data.image_file import read_image
 from cnnctl.data.proposal_cache import PART, Kept, keep
 from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.errors import Exit, UserError
@@ -132,6 +136,44 @@ def test_never_those_of_other_data_or_settings(method, cache):
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 4
 
 
+class Photos(Dataset):
+    """Files under annotations that know their names alone."""
+
+    classes, channels, mean, std = ("a",), 1, (0.5,), (0.5,)
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.glob("*.png"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int):
+        return read_image(self.files[index]), {}
+
+    def fingerprint(self) -> str:
+        return ",".join(file.name for file in self.files)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_never_those_of_other_pixels_under_the_same_annotations(method, tmp_path, stopped):
+    for name, first in (("mine", 0), ("others", 20)):
+        (tmp_path / name).mkdir()
+        for k in range(20):
+            pixels = np.full((2, 2), first + k, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{k:02d}.png")
+    mine, others = (Photos(tmp_path / name) for name in ("mine", "others"))
+    assert mine.fingerprint() == others.fingerprint()
+    if stopped:
+        with pytest.raises(Enough):
+            keep(mine, method, until(9), workers=0)
+    else:
+        right(keep(mine, method, nothing, workers=0), 20)
+    seen(method)
+    kept = keep(others, method, nothing, workers=0)
+    assert seen(method) == list(range(20, 40))
+    assert kept.counts().tolist() == [k % 3 for k in range(20, 40)]
+
+
 def test_one_that_was_put_in_anothers_place_is_found_out(method, cache):
     mine = keep(Numbers(9), method, nothing, workers=0).place
     other = keep(Numbers(9, name="others"), method, nothing, workers=0).place
@@ -197,18 +239,35 @@ def until(most: int):
 def test_one_that_was_stopped_goes_on(method, cache, workers):
     with pytest.raises(Enough):
         keep(Numbers(), method, until(PART + 3), workers=workers)
-    assert [path.name for path in cache.glob("*.parts/*.npz")] == ["000000000.npz"]
+    assert len(list(cache.glob("*.parts/*.npz"))) == 2
     seen(method)
+    with pytest.raises(Enough):  # again, in the same part
+        keep(Numbers(), method, until(PART + 5), workers=0)
     told: list[int] = []
     assert right(keep(Numbers(), method, lambda done, _: told.append(done), workers=0))
-    assert seen(method) == list(range(PART, IMAGES))
-    assert told[0] == PART + 1
+    assert seen(method) == list(range(PART + 3, IMAGES))
+    assert told == [IMAGES]
     assert not list(cache.glob("*.parts"))
+
+
+def test_what_there_is_of_a_part_is_written_now_and_then(method, cache, monkeypatch):
+    """A process that is killed has no time for it."""
+    now, lengths = [0.0], []
+    monkeypatch.setattr(proposal_cache, "time", SimpleNamespace(**vars(time)))
+    monkeypatch.setattr(proposal_cache.time, "monotonic", lambda: now[0])
+
+    def watch(done: int, total: int) -> None:
+        now[0] += 12
+        files = list(cache.glob("*.parts/*.npz"))
+        lengths.append(len(np.load(files[0])["counts"]) if files else 0)
+
+    keep(Numbers(9), method, watch, workers=0)
+    assert lengths == [0, 0, 0, 4, 4, 4, 7, 7, 9]  # after 30 seconds, and at the end
 
 
 def test_a_part_that_is_damaged_is_made_again(method, cache):
     with pytest.raises(Enough):
-        keep(Numbers(), method, until(PART + 3), workers=0)
+        keep(Numbers(), method, until(PART), workers=0)
     (part,) = cache.glob("*.parts/*.npz")
     data = bytearray(part.read_bytes())
     data[200] ^= 255
@@ -223,6 +282,9 @@ def test_an_image_that_cannot_be_read(method):
         with pytest.raises(UserError, match=r"7\.png: is no image") as caught:
             keep(Numbers(broken=7), method, nothing, workers=workers)
         assert caught.value.code == Exit.DATA
+    assert seen(method)
+    assert right(keep(Numbers(), method, nothing, workers=0))
+    assert seen(method) == list(range(7, IMAGES)), "those before it are not made again"
 
 
 @pytest.mark.parametrize("at", ["part", "join"])
@@ -281,6 +343,28 @@ def test_two_processes_make_it_once(method):
     assert seen(method) == list(range(IMAGES))
 
 
+def test_a_lock_that_is_deleted_keeps_nobody_out(method, cache, monkeypatch):
+    """Cleaning comes between the opening of a lock and its locking: it is opened again."""
+    real, deleted = fcntl.flock, []
+
+    def flock(lock, how) -> None:
+        if not deleted:
+            deleted.extend(cache.glob("*.lock"))
+            deleted[0].unlink()
+        real(lock, how)
+
+    def told(done: int, total: int) -> None:
+        if done == 5:
+            with (cache / deleted[0].name).open() as other, pytest.raises(BlockingIOError):
+                real(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(proposal_cache.fcntl, "flock", flock)
+    assert right(keep(Numbers(9), method, told, workers=0), 9)
+    (entry,) = everything.entries(["proposals"])
+    deleted.clear()
+    assert not everything.forget(entry), "somebody else deletes it or makes it anew"
+
+
 def test_killed_at_once_it_goes_on(method, cache):
     other, said = beside(method, 2)
     while said.recv() < PART + 2:
@@ -289,11 +373,15 @@ def test_killed_at_once_it_goes_on(method, cache):
     os.waitpid(other.pid, 0)
     seen(method)
     assert right(keep(Numbers(), method, nothing, workers=0))
-    assert set(range(PART, IMAGES)) <= set(seen(method))
+    assert set(range(PART + 2, IMAGES)) <= set(seen(method))
     assert [path.suffix for path in sorted(cache.iterdir())] == ["", ".lock"]
 
 
-def test_what_is_kept_is_listed_and_forgotten(method, cache):
+def no_right(path, **rest) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", path)
+
+
+def test_what_is_kept_is_listed_and_forgotten(method, cache, monkeypatch):
     keep(Numbers(9), method, nothing, workers=0, name="counting of numbers")
     with pytest.raises(Enough):
         keep(Numbers(8), method, until(8), workers=0, name="counting of eight")
@@ -301,6 +389,10 @@ def test_what_is_kept_is_listed_and_forgotten(method, cache):
     found = everything.entries(everything.KINDS)
     assert {entry.of for entry in found} == {"counting of numbers", "counting of eight"}
     assert all(entry.size > 100 for entry in found)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", no_right)
+        with pytest.raises(PermissionError):
+            everything.forget(found[0])
     assert all(map(everything.forget, found))
     assert list(cache.iterdir()) == []
     assert (user_cache("data") / "mine").is_dir()
