@@ -341,6 +341,7 @@ class _Data:
             left -= len(batch)
             if not started:
                 assert batch.images.proposals is not None, "build sees to it that there are some"
+                # Of these images; where others have more, the disk may be full before the end.
                 proposals = batch.images.proposals.shape[1]
                 require_space(store.folder, self.bytes(proposals, share, store.row_bytes))
                 started = True

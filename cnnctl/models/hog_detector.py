@@ -148,6 +148,9 @@ class HogDetector(DetectionModel):
     def class_layers(self) -> tuple[str, ...]:
         return ("template",)
 
+    def class_buffers(self) -> tuple[str, ...]:
+        return ("ratio",)
+
     def features(self, pixels: Tensor) -> Margins:
         size = (pixels.shape[2], pixels.shape[3])
         scales = self.scales(size)

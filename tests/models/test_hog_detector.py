@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from skimage.feature import hog
 from sklearn.svm import LinearSVC
 
+from cnnctl.engine.given_weights import Given, take
 from cnnctl.errors import UserError
 from cnnctl.models.base import FitStage
 from cnnctl.models.detection import Truth
@@ -276,6 +279,15 @@ def test_one_grey_is_nothing():
     assert bias is not None
     torch.testing.assert_close(margins, bias.expand_as(margins))
     assert (margins < 0).all()
+
+
+def test_given_templates_are_those_of_the_classes_by_their_names():
+    given, made = model(2), model(3)
+    given.ratio.copy_(torch.tensor([0.5, 2.0]))
+    file = Given(Path("x.pt"), given.state_dict(), ("cat", "dog"), own=True)
+    taken = take(made, file, ("dog", "cow", "cat"), "weights")
+    assert made.ratio.tolist() == [2, 1, 0.5]
+    assert "ratio" in taken.rebuilt
 
 
 def test_what_blocks_say_of_a_cell():
