@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +20,12 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from cnnctl.commands import proposing
+from cnnctl.commands import proposals, proposing
+from cnnctl.data import digit_scenes
 from cnnctl.data.digit_boxes import DigitBoxes
 from cnnctl.data.proposals.opencv import opencv
 from cnnctl.data.proposals.rpn import RPN
+from cnnctl.data.proposals.sliding_windows import SlidingWindows
 from cnnctl.engine import checkpoint
 from cnnctl.user_cache import user_cache
 
@@ -61,6 +67,23 @@ def importable():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once():
+    """The same scenes, whichever command asks for them."""
+    original = digit_scenes.draw_scenes
+
+    @functools.cache
+    def drawn(*asked):
+        return original(digit_scenes.Digits(asked[-1]), *asked)
+
+    def draw_scenes(source, count, side, digits, scale, seed, split):
+        return drawn(count, side, tuple(digits), tuple(scale), seed, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digit_scenes, "draw_scenes", draw_scenes)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -69,12 +92,16 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(train, own, tmp_path_factory) -> Path:
-    """Three steps of the reader with two boxes an image."""
+    """Three steps of the reader with two boxes an image; beside it what was said, in ``said``, and
+    what was kept, in ``cache``."""
     directory = tmp_path_factory.mktemp("proposals") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(directory.parent / "cache"))
         given = (*own, *SCENES, *STEPS, "model=region_reader", "trainer.test=true")
-        assert train(directory, *given) == 0
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            assert train(directory, *given) == 0
+    (directory.parent / "said").write_text(said.getvalue())
     return directory
 
 
@@ -127,28 +154,29 @@ def test_the_time_of_an_image_is_asked_of_the_network_that_is_ready(
     assert "of it, ms" in out
 
 
-def test_a_run_goes_on_only_with_its_own(run, own, command, capsys, tmp_path):
-    import shutil
+def test_a_run_goes_on_only_with_its_own(run, own, command, capsys):
+    assert command("train", f"resume={run}", own[1], "proposals.count=1") == 4
+    assert "proposals.count: 2 -> 1" in capsys.readouterr().err
 
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own(run, own, command, tmp_path):
     mine = tmp_path / "run"
     shutil.copytree(run, mine)
-    given = (f"resume={mine}", own[1], "trainer.steps=5")
-    assert command("train", *given, "proposals.count=1") == 4
-    assert "proposals.count: 2 -> 1" in capsys.readouterr().err
-    assert command("train", *given) == 0
+    assert command("train", f"resume={mine}", own[1], "trainer.steps=5") == 0
     assert checkpoint.read(mine / "last.pt")["progress"]["total_steps"] == 5
 
 
-def test_what_is_announced_before_training(run, own, train, tmp_path, capsys):
-    given = (*own, *SCENES, *STEPS, "model=region_reader", "trainer.steps=1")
-    assert train(tmp_path / "run", *given) == 0
-    out = capsys.readouterr().out
+def test_what_is_announced_before_training(run, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(run.parent / "cache"))
+    out = (run.parent / "said").read_text()
     assert "proposals  corner" in out
     assert f"features   at most 16 kB in {user_cache('features')}" in out  # 8 images of 2
-    assert sorted(header["key"]["images"] for header in kept()) == [4, 8]
+    assert sorted(header["key"]["images"] for header in kept()) == [4, 5, 8]
     assert {header["name"] for header in kept()} == {"region_reader of digit_scenes"}
 
 
+@pytest.mark.slow
 def test_learnt_by_heart_only_those_images_are_searched(own, train, tmp_path):
     given = (*own, *SCENES, *STEPS, "model=region_reader", "trainer.learn_by_heart=4")
     assert train(tmp_path / "run", *given) == 0
@@ -156,16 +184,13 @@ def test_learnt_by_heart_only_those_images_are_searched(own, train, tmp_path):
 
 
 def test_no_proposal_in_any_image(own, train, command, capsys, tmp_path):
-    given = (*own, *SCENES, *STEPS, "model=region_reader", "proposals=nowhere")
-    assert train(tmp_path / "run", *given, "trainer.test=true") == 0
+    given = (*own, *SCENES, "model=region_reader", "proposals=nowhere", "trainer.batch_size=4")
+    assert train(tmp_path / "run", *given, "trainer.steps=1", "trainer.test=true") == 0
     out = capsys.readouterr().out
     assert "warning: region_reader proposes nothing in any of 8 images" in out
     assert boxes(tmp_path / "run" / "predictions-test.json") == []
-    for loader in ("resident", "streaming"):
-        found = command(
-            "eval", f"checkpoint={tmp_path / 'run'}", own[1], f"trainer.loader={loader}"
-        )
-        assert found == 0
+    given = (f"checkpoint={tmp_path / 'run'}", own[1], "trainer.loader=streaming")
+    assert command("eval", *given) == 0
 
 
 def photos(folder: Path) -> Path:
@@ -214,14 +239,7 @@ def test_made_ahead_and_scored(own, command, capsys, tmp_path):
     with Image.open(tmp_path / "proposals-corner-digit_scenes.png") as picture:
         assert picture.size[0] > 800
     before = {header["key"]["data"] for header in kept()}
-    assert (
-        command(
-            "eval",
-            *given,
-            "split=val",
-        )
-        == 0
-    )
+    assert command("eval", *given, "split=val") == 0
     out = capsys.readouterr().out
     assert "corner on digit_scenes, val" in out
     assert "digit_scenes, test" not in out
@@ -235,6 +253,40 @@ ALONE = [
     ("proposals proposals=rpn", "names no network"),
     ("eval proposals=corner model=lenet", "model: has no part in scoring proposals"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("output", "problem", "advice"),
+    [
+        ("said.json", "is a picture, and the figures go beside it", "said.png"),
+        (".", "is a picture", ".png"),
+        ("folder.png", "is a folder", "<another file>.png"),
+        ("nowhere/said.png", "is in a folder that is not there", "<another file>.png"),
+    ],
+)
+def test_where_it_cannot_be_written_is_said_at_once(
+    own, command, capsys, tmp_path, output, problem, advice
+):
+    (tmp_path / "folder.png").mkdir()
+    assert command("proposals", *own, *SCENES, "proposals=corner", f"output={output}") == 2
+    err = capsys.readouterr().err
+    assert problem in err
+    assert advice in err
+    assert kept() == []
+
+
+def test_without_a_look_at_the_pixels_a_size_is_asked_once(monkeypatch):
+    asked = []
+    real = SlidingWindows.propose
+    monkeypatch.setattr(
+        SlidingWindows,
+        "propose",
+        lambda self, image: asked.append(image.shape) or real(self, image),
+    )
+    data = DigitBoxes("test", None, 64, (1, 3), (0.3, 0.6), 8, 4, 5)
+    source = proposals.OfSizes(data, SlidingWindows(count=9))
+    assert all(torch.equal(source.of(k), source.of(0)) for k in range(5))
+    assert asked == [(1, 64, 64)]
 
 
 @pytest.mark.parametrize(("line", "problem"), ALONE, ids=[line for line, _ in ALONE])
