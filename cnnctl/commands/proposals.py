@@ -5,19 +5,20 @@ No network is asked: a proposal is good where it lies on an object of any class.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl.commands.eval_predictions import truth_rows
@@ -34,24 +35,59 @@ from cnnctl.metrics.proposal_recall import ProposalRecall, Recall
 
 _PARTS = ("data", "task", "proposals", "trainer", "trust")  # of a configuration, that have a say
 _ALL = "all"
+_SIZES = 16  # of images whose proposals are held
 _IOUS = (0.5, 0.7, 0.9)  # columns of the table on the console
 
 
-@dataclass
-class Made:
-    """The proposals of a split.
+class Source(Protocol):
+    """The proposals of a split, one image at a time: there are too many to hold them all."""
+
+    @property
+    def seconds(self) -> float:
+        """For an image, of one core; of a network on the wall."""
+        ...
+
+    def of(self, index: int) -> Tensor:
+        """(P, 4) float32, the likeliest first."""
+        ...
+
+
+class OfSizes:
+    """Those of a method that does not look: made once for each size of an image."""
+
+    def __init__(self, data: Dataset, method: ProposalMethod) -> None:
+        self.data, self.method = data, method
+        self._times: list[float] = []
+        self._of_shape = functools.lru_cache(_SIZES)(self._made)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._times) / max(1, len(self._times))
+
+    def of(self, index: int) -> Tensor:
+        return self._of_shape(tuple(self.data[index][0].shape))
+
+    def _made(self, shape: tuple[int, ...]) -> Tensor:
+        started = time.process_time()
+        boxes = self.method.propose(torch.zeros(shape, dtype=torch.uint8))
+        self._times.append(time.process_time() - started)
+        return boxes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the proposals of a split come to.
 
     Args:
-        boxes: (P, 4) of each image.
-        seconds: that one core took for an image.
+        counts: (M,) of each image.
+        seconds: for an image.
+        clock: what these seconds are of.
     """
 
-    data: Dataset
-    boxes: Sequence[np.ndarray]
+    recall: Recall
+    counts: np.ndarray
     seconds: float
-
-    def counts(self) -> np.ndarray:
-        return np.array([len(rows) for rows in self.boxes], np.int64)
+    clock: str
 
 
 def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
@@ -65,7 +101,8 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
         128 + the signal that stopped it, else 0.
 
     Raises:
-        UserError: there is no such split, no method is named, or as ``proposal_cache.keep``.
+        UserError: there is no such split, no method is named, the output cannot be what it is to
+            be, or as ``proposal_cache.keep``.
     """
     if options.split not in (*SPLITS, _ALL):
         advice = nearest(options.split, [*SPLITS, _ALL])
@@ -78,6 +115,9 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
             field="proposals",
             advice=nearest("", set(compose.groups()["proposals"]) - {"none"}),
         )
+    path = Path(options.output or f"proposals-{chosen['proposals']}-{chosen['data']}.png")
+    path = path.expanduser().absolute()
+    _require_writable(path)
     for remark in method.remarks():
         console.say(remark)
     stop.install()
@@ -91,15 +131,17 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
                 if options.split != _ALL:
                     raise
                 continue
-            found = _made(config, data, method, console, stop, split)
-            curves[split] = recall = _recall(found)
-            _tell(console, f"{chosen['proposals']} on {chosen['data']}, {split}", found, recall)
-            record[split] = _figures(found, recall)
+            source: Source = OfSizes(data, method)
+            if method.looks:
+                source = made(config, data, method, Processes(), console, stop, split)
+            found = _scored(data, source, method, console, stop)
+            curves[split] = found.recall
+            _tell(console, f"{chosen['proposals']} on {chosen['data']}, {split}", found)
+            record[split] = _figures(found)
     except Stopped as stopped:
         console.say("stopped; what is made is kept, and the same command goes on from there")
         return 128 + stopped.signum
-    path = Path(options.output or f"proposals-{chosen['proposals']}-{chosen['data']}.png")
-    _write(console, path.expanduser().absolute(), record, recall_curves(curves))
+    _write(console, path, record, recall_curves(curves))
     return Exit.DONE
 
 
@@ -129,43 +171,41 @@ def alone(settings: DictConfig, overrides: list[str], config_dir: str | None = N
     return run(config, compose.choices(composed), options)
 
 
-def _made(
-    config: DictConfig,
-    data: Dataset,
-    method: ProposalMethod,
-    console: Console,
-    stop: StopFlag,
-    split: str,
-) -> Made:
-    if method.looks:
-        kept = made(config, data, method, Processes(), console, stop, split)
-        return Made(data, [kept.of(index).numpy() for index in range(len(kept))], kept.seconds)
-    boxes, seconds = [], 0.0
+def _require_writable(path: Path) -> None:
+    """Before minutes of work: the picture, and the figures beside it."""
+    if path.suffix.lower() != ".png":
+        problem, advice = "is a picture, and the figures go beside it", path.with_suffix(".png")
+    elif path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "is in a folder that is not there"
+        advice = "<another file>.png"
+    else:
+        return
+    raise UserError(problem, file=printable(path), field="output", advice=f"output={advice}")
+
+
+def _scored(
+    data: Dataset, source: Source, method: ProposalMethod, console: Console, stop: StopFlag
+) -> Scored:
+    """How many objects of any class the proposals are on; their images are not read for it."""
+    truth, recall = truth_rows(data), ProposalRecall()
+    ends = np.searchsorted(truth.image, np.arange(len(data) + 1))
+    counts = np.zeros(len(data), np.int64)
     with console.bar_if_slow("images") as show:
-        for index in range(len(data)):
-            image = data[index][0]
-            started = time.process_time()
-            boxes.append(method.propose(image).numpy())
-            seconds += time.process_time() - started
+        for index, (start, end) in enumerate(pairwise(ends.tolist())):
+            own, boxes = truth.at(np.arange(start, end)), source.of(index)
+            counts[index] = len(boxes)
+            columns = (own.boxes, own.crowd | own.difficult)
+            columns = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
+            recall.update(boxes, *columns)
             show(index + 1, len(data))
             if stop:
                 raise Stopped(stop.signum or 0)
-    return Made(data, boxes, seconds / max(1, len(data)))
+    clock = "on one core" if method.forks else "of the network, on the wall"
+    return Scored(recall.compute(), counts, source.seconds, clock)
 
 
-def _recall(found: Made) -> Recall:
-    """How many objects of any class the proposals are on; no image is read for it."""
-    truth, scored = truth_rows(found.data), ProposalRecall()
-    ends = np.searchsorted(truth.image, np.arange(len(found.data) + 1))
-    for index, (start, stop) in enumerate(pairwise(ends.tolist())):
-        own = truth.at(np.arange(start, stop))
-        columns = (found.boxes[index], own.boxes, own.crowd | own.difficult)
-        scored.update(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns))
-    return scored.compute()
-
-
-def _tell(console: Console, title: str, found: Made, recall: Recall) -> None:
-    counts = found.counts()
+def _tell(console: Console, title: str, found: Scored) -> None:
+    counts, recall = found.counts, found.recall
     console.table(
         title,
         ("proposals", *(f"recall at IoU {iou:g}" for iou in _IOUS), "average recall"),
@@ -183,7 +223,7 @@ def _tell(console: Console, title: str, found: Made, recall: Recall) -> None:
                 if len(counts)
                 else "none",
             ),
-            ("time", f"{_seconds(found.seconds)} an image on one core"),
+            ("time", f"{_seconds(found.seconds)} an image {found.clock}"),
         ]
     )
     if len(counts) and not counts.any():
@@ -198,9 +238,9 @@ def _percent(share: float) -> str:
     return "" if math.isnan(share) else f"{100 * share:.1f}%"
 
 
-def _figures(found: Made, recall: Recall) -> dict[str, Any]:
+def _figures(found: Scored) -> dict[str, Any]:
     """For other programs: recall[c][t] is that of the first counts[c] proposals at ious[t]."""
-    counts = found.counts()
+    counts, recall = found.counts, found.recall
     share = [[None if math.isnan(s) else s for s in row] for row in recall.recall.tolist()]
     return {
         "images": recall.images,
@@ -211,6 +251,7 @@ def _figures(found: Made, recall: Recall) -> dict[str, Any]:
             "most": int(counts.max(initial=0)),
         },
         "seconds_an_image": found.seconds,
+        "seconds_are": found.clock,
         "ious": list(recall.ious),
         "counts": list(recall.counts),
         "recall": share,
