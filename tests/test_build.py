@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn, optim
 
 from cnnctl import binding, build, compose
+from cnnctl.backbones.base import Backbone
 from cnnctl.data.augmentations.standard import Standard
 from cnnctl.data.digits import Digits
 from cnnctl.engine.schedules import MultiStep
@@ -63,10 +64,14 @@ def test_lists_become_tuples_where_tuples_are_wanted():
 def test_pretrained_weights_are_not_fetched_for_a_checkpoint():
     config = composed("model=resnet18", "backbone.weights=IMAGENET1K_V1")
     data = SimpleNamespace(classes="abc", channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
-    assert build.model(config, data, (64, 64), fetch=False).backbone.published, "as when it was new"
+    resumed = build.model(config, data, (64, 64), fetch=False).get_submodule("backbone")
+    assert isinstance(resumed, Backbone)
+    assert resumed.published, "as when it was new"
     assert config.backbone.weights == "IMAGENET1K_V1"
     assert build.without_pretrained_weights(config).backbone.weights is None
-    assert not build.model(config, data, (64, 64)).backbone.published
+    drawn = build.model(config, data, (64, 64)).get_submodule("backbone")
+    assert isinstance(drawn, Backbone)
+    assert not drawn.published
 
 
 def test_check_reads_no_data(monkeypatch):
