@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from cnnctl.data.augmentations.base import Augmentation, resize_mask, scaled_boxes
+from cnnctl.data.augmentations.base import Augmentation, once, resize_mask, scaled_boxes
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.errors import Exit, UserError
 from cnnctl.randomness import Draw, key, permutation
@@ -132,7 +132,8 @@ class ResidentLoader:
         self.seed = seed
         self.share = share
         self.device = device
-        self.columns = {name: c.to(device) for name, c in dataset.columns().items()}
+        columns = dataset.columns()
+        self.columns = {name: once(c, lambda c: c.to(device)) for name, c in columns.items()}
         self.moved = dict(self.columns)  # as the pixels were
         if "mask" in self.moved:
             self.moved["mask"] = resize_mask(self.moved["mask"], augmentation.size)

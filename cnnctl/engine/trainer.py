@@ -11,6 +11,7 @@ import torch
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.data.loaders import Loader, ResidentLoader, Share, StreamingLoader, steps_per_epoch
+from cnnctl.data.proposed import Proposed
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.initialisation import Init
 from cnnctl.engine.machine import (
@@ -27,7 +28,8 @@ from cnnctl.models.base import GradientStage, Model
 
 MAX_WORKERS = 8
 MOST_EVALUATED = 500  # images at once, where the user sets no number
-MAX_RESIDENT = 4 * 2**30  # bytes of pixels, resized, that `auto` keeps on the device
+_BOX = 16  # bytes: four float32
+MAX_RESIDENT = 4 * 2**30  # bytes, see resident_bytes, that `auto` keeps on the device
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Trainer:
                 field="trainer.loader",
                 advice="take trainer.loader=auto",
             )
-        fits = math.prod((len(dataset), dataset.channels, *augmentation.size)) <= MAX_RESIDENT
+        fits = resident_bytes(dataset, augmentation) <= MAX_RESIDENT
         wanted = self.loader == "resident" or (self.loader == "auto" and fits)
         if isinstance(dataset, ArrayDataset) and wanted:
             return ResidentLoader(dataset, augmentation, machine.device, seed, share)
@@ -200,6 +202,16 @@ class Trainer:
 
     def evaluation_interval(self, per_epoch: int) -> int:
         return self.evaluate_every_steps or self.evaluate_every * per_epoch
+
+
+def resident_bytes(dataset: Dataset, augmentation: Augmentation) -> int:
+    """Pixels, resized, and where the images bring them along, proposals: as they are, and where
+    the pixels are resized as these are too."""
+    total = math.prod((len(dataset), dataset.channels, *augmentation.size))
+    if isinstance(dataset, Proposed) and dataset.method.looks:  # else all images share one set
+        copies = 1 if dataset.size == augmentation.size else 2
+        total += copies * len(dataset) * dataset.most * _BOX
+    return total
 
 
 _COUNTS = (

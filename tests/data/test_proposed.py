@@ -19,6 +19,9 @@ from cnnctl.data.part import Part
 from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.data.proposals.sliding_windows import SlidingWindows
 from cnnctl.data.proposed import Proposed, ProposedArray, proposed
+from cnnctl.engine import trainer
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.machine import Machine
 from cnnctl.structures import Batch
 
 CPU = torch.device("cpu")
@@ -76,6 +79,31 @@ def test_proposals_that_do_not_look_are_made_once(scenes):
     assert column.shape == (8, 50, 4)
     assert column.stride(0) == 0
     assert torch.equal(column[7], data[3][1]["proposals"])
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_one_set_of_all_images_is_loaded_once(scenes, size):
+    data = in_memory(scenes, SlidingWindows(count=50))
+    loader = ResidentLoader(data, Augmentation(10, False, (64, 64), size), CPU, 0, Share())
+    column = data.columns()["proposals"]
+    for held, factor in ((loader.columns, 1.0), (loader.moved, size / 64)):
+        assert held["proposals"].untyped_storage().nbytes() == 50 * 16
+        assert torch.equal(held["proposals"], column * factor)
+    assert (loader.moved["boxes"] is loader.columns["boxes"]) == (size == 64)
+
+
+def test_proposals_count_towards_what_is_held_on_the_device(scenes, monkeypatch):
+    """8 images of 3 x 64 x 64 bytes, at most 3 boxes of 16 bytes each; resized twice these."""
+    own, smaller = (Augmentation(10, False, (64, 64), size) for size in (64, 32))
+    data, shared = in_memory(scenes, Corner()), in_memory(scenes, SlidingWindows(count=50))
+    assert trainer.resident_bytes(data, own) == 8 * (3 * 64 * 64 + 3 * 16)
+    assert trainer.resident_bytes(data, smaller) == 8 * (3 * 32 * 32 + 2 * 3 * 16)
+    assert trainer.resident_bytes(shared, own) == trainer.resident_bytes(scenes, own)
+    machine = Machine(CPU, torch.float32, channels_last=False)
+    for most, kind in ((0, ResidentLoader), (1, StreamingLoader)):
+        monkeypatch.setattr(trainer, "MAX_RESIDENT", 8 * (3 * 64 * 64 + 3 * 16) - most)
+        loader = trainer.Trainer(workers=0).load(data, own, machine, Processes(), 0)
+        assert type(loader) is kind
 
 
 @pytest.mark.parametrize("size", [64, 32])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -238,14 +239,24 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scaled_boxes(target: Truth, before: tuple[int, int], after: tuple[int, int]) -> Truth:
-    """Boxes, frames, points and areas (of one image or many) where images (h, w) get ``after``."""
+    """Boxes, frames, points and areas (of one image or many) where images (h, w) get ``after``;
+    empty where that changes nothing."""
+    if before == after:
+        return {}
     down, across = after[0] / before[0], after[1] / before[1]
     factors = target["boxes"].new_tensor([across, down, across, down])
     names = ("boxes", "frames", "void_frame", "proposals")
-    scaled = {name: target[name] * factors for name in names if name in target}
+    scaled = {name: once(target[name], lambda t: t * factors) for name in names if name in target}
     if "keypoints" in target:
         scaled["keypoints"] = target["keypoints"] * factors.new_tensor([across, down, 1])
     return scaled | ({"area": target["area"] * (across * down)} if "area" in target else {})
+
+
+def once(rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``change`` of each row; where they are all one row, expanded, of that row alone."""
+    if len(rows) and rows.stride(0) == 0:
+        return change(rows[:1]).expand(len(rows), *rows.shape[1:])
+    return change(rows)
 
 
 def centre_of_shape(image: Tensor, shape: tuple[int, int]) -> Tensor:
