@@ -22,6 +22,7 @@ from cnnctl.commands.summary import announce, finish, hparams
 from cnnctl.data.base import Dataset, NoSplit
 from cnnctl.data.loaders import ResidentLoader
 from cnnctl.data.part import Part
+from cnnctl.data.proposed import changed
 from cnnctl.drawing.layer_pictures import draw_layers
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
@@ -299,11 +300,16 @@ def _resumed_state(
         print(f"warning: {complaint}; going on from the checkpoint before it", file=sys.stderr)
     where: dict[str, Any] = {"file": request.resumed, "code": Exit.CHECKPOINT}
     for split, fingerprint in described["fingerprints"].items():
-        if state["fingerprints"][split] != fingerprint:
+        before = state["fingerprints"][split]
+        if before != fingerprint:
+            proposals = changed(before, fingerprint) == "proposals"
+            what = "proposals are" if proposals else "data is"
+            why = " (the same network, the same version of opencv)" * proposals
             raise UserError(
-                f"the {split} data is not what the run started with",
+                f"the {split} {what} not what the run started with",
                 **where,
-                advice="bring the old data back, or start a new run with init_from=",
+                advice=f"bring the old {what.split()[0]} back{why}, or start a new run with"
+                " init_from=",
             )
     if state["world"] != processes.world:
         raise UserError(

@@ -16,6 +16,8 @@ from cnnctl.data.base import ArrayDataset, Dataset
 from cnnctl.data.proposals.base import ProposalMethod
 
 _FACTS = ("classes", "palette", "channels", "mean", "std", "size", "mirror", "skeleton", "skipped")
+_AND = " and proposals "  # between the two fingerprints
+_SIZES = 16  # of images whose proposals are held
 
 
 class Found(Protocol):
@@ -47,6 +49,8 @@ class Computed:
             return self.method.propose(image)
         size = tuple(image.shape[-2:])
         if size not in self._of_size:
+            if len(self._of_size) == _SIZES:  # the oldest goes: photos have many sizes
+                del self._of_size[next(iter(self._of_size))]
             self._of_size[size] = self.method.propose(image)
         return self._of_size[size]
 
@@ -136,6 +140,12 @@ def padded(boxes: Iterable[Tensor]) -> Tensor:
 
 
 def digest(whole: Dataset, method: ProposalMethod) -> str:
-    """Changes when the data does, or what is proposed in it."""
+    """Changes when the data does, or what is proposed in it; ``changed`` tells these apart."""
     said = json.dumps(method.settings(), sort_keys=True)
-    return hashlib.sha256(f"{whole.fingerprint()}\n{said}".encode()).hexdigest()
+    return f"{whole.fingerprint()}{_AND}{hashlib.sha256(said.encode()).hexdigest()}"
+
+
+def changed(before: str | None, now: str | None) -> str:
+    """Of two fingerprints that differ: whether it is the data, or the proposals in them alone."""
+    wholes = {said and said.rpartition(_AND)[0] for said in (before, now)}
+    return "proposals" if len(wholes) == 1 and wholes != {""} else "data"

@@ -311,7 +311,8 @@ class Loop:
             self._evaluate_and_save(stage.evaluate)
         elif asked or self._due(trainer.save_every) or self._due(trainer.keep_every):
             progress.owed = evaluating
-            self._save(None, best=False)
+            with self.times.paused():
+                self._save(None, best=False)
         if asked:
             raise Stopped(asked)
 

@@ -4,8 +4,10 @@ equal runs have equal checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cnnctl.engine.checkpoint import write_whole
@@ -52,11 +54,19 @@ class StageTimes:
     def go_on(self) -> None:
         self._since = time.monotonic()
 
-    def keep(self) -> None:
-        """On the disk, as they belong to the checkpoint just written."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing counts within."""
         running = self._since is not None
         self.pause()
-        if self._file is not None:
-            write_whole(self._file, json.dumps(self.seconds).encode())
-        if running:
-            self.go_on()
+        try:
+            yield
+        finally:
+            if running:
+                self.go_on()
+
+    def keep(self) -> None:
+        """On the disk, as they belong to the checkpoint just written."""
+        with self.paused():
+            if self._file is not None:
+                write_whole(self._file, json.dumps(self.seconds).encode())

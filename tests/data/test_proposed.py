@@ -18,7 +18,7 @@ from cnnctl.data.loaders import Loader, ResidentLoader, Share, StreamingLoader
 from cnnctl.data.part import Part
 from cnnctl.data.proposals.base import ProposalMethod
 from cnnctl.data.proposals.sliding_windows import SlidingWindows
-from cnnctl.data.proposed import Proposed, ProposedArray, proposed
+from cnnctl.data.proposed import Computed, Proposed, ProposedArray, changed, proposed
 from cnnctl.engine import trainer
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import Machine
@@ -261,3 +261,22 @@ def test_the_fingerprint_is_of_data_and_settings(scenes):
     }
     assert len(found) == 5
     assert proposed(Annotated(), Corner()).fingerprint() in found
+
+
+def test_what_of_a_fingerprint_changed(scenes):
+    whole = Annotated()
+    one, fewer, others = (
+        proposed(data, method).fingerprint()
+        for data, method in ((whole, Corner()), (whole, Corner(count=2)), (scenes, Corner()))
+    )
+    assert changed(one, fewer) == "proposals"
+    for other in (others, None, whole.fingerprint()):
+        assert changed(one, other) == "data"
+    assert changed("one", "another") == changed(None, "another") == "data"
+
+
+def test_of_many_sizes_a_few_are_held(scenes):
+    found = Computed(SlidingWindows(count=3))
+    for side in range(4, 44):
+        assert len(found.of(0, torch.zeros(1, side, side))) == 3
+    assert len(found._of_size) == 16

@@ -30,10 +30,18 @@ def test_seconds_by_hand(at):
     times.pause()  # an evaluation of 5 seconds
     at(15)
     times.go_on()
-    at(17)
+    with times.paused():  # a checkpoint of 2 seconds
+        at(17)
+    at(19)
     times.begin("svm")
-    at(20)
+    at(22)
+    with times.paused():
+        at(50)
+        times.keep()
+        at(60)
     times.pause()
+    with times.paused():  # not counted before, not counted after
+        at(70)
     at(100)  # after the last stage nothing counts
     assert times.seconds == {"finetune": 12.0, "svm": 3.0}
 
