@@ -154,9 +154,13 @@ def test_the_time_of_an_image_is_asked_of_the_network_that_is_ready(
     assert "of it, ms" in out
 
 
-def test_a_run_goes_on_only_with_its_own(run, own, command, capsys):
+def test_a_run_goes_on_only_with_its_own(run, own, command, capsys, monkeypatch):
     assert command("train", f"resume={run}", own[1], "proposals.count=1") == 4
     assert "proposals.count: 2 -> 1" in capsys.readouterr().err
+    other = {"method": "Corner", "version": 2}  # of a library, say
+    monkeypatch.setattr(sys.modules["region_reader"].Corner, "settings", lambda self: other)
+    assert command("train", f"resume={run}", own[1], "trainer.steps=5") == 4
+    assert "the train proposals are not what the run started with" in capsys.readouterr().err
 
 
 @pytest.mark.slow
