@@ -55,7 +55,12 @@ class ProposalMethod(ABC):
 
     def settings(self) -> dict[str, Any]:
         """All that decides which boxes an image has, as plain values: the key of a cache."""
-        return {"method": type(self).__name__, **dataclasses.asdict(self)}
+        return {"method": self.name(), **dataclasses.asdict(self)}
+
+    @classmethod
+    def name(cls) -> str:
+        """Of the class, with its module: a user's own may be called as one of ours."""
+        return f"{cls.__module__}.{cls.__qualname__}"
 
     def remarks(self) -> list[str]:
         """What the user should know of how it works here, a sentence each."""

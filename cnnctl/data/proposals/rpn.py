@@ -59,4 +59,4 @@ class RPN(ProposalMethod):
 
     def settings(self) -> dict[str, Any]:
         assert self.digest, "with_network comes first"
-        return {"method": "RPN", "weights": self.digest, "count": self.count}
+        return {"method": self.name(), "weights": self.digest, "count": self.count}
