@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from cnnctl import build
+from cnnctl import build, compose
 from cnnctl.data.base import Dataset
 from cnnctl.data.proposal_cache import Kept, keep
 from cnnctl.data.proposals.base import ProposalMethod
@@ -67,8 +68,17 @@ def method_of(config: DictConfig, processes: Processes) -> ProposalMethod | None
 
 
 def config_name(config: DictConfig) -> str:
-    """What the method is called: its module, as its option."""
-    return str(config.proposals._target_).rsplit(".", 2)[-2]
+    """What the method is called: of the options of its class the one that has most of its values;
+    of a user's own class its module."""
+    said, folder = config.proposals, compose.conf_dir() / "proposals"
+    alike = {}
+    for name in compose.groups()["proposals"]:
+        option = cast(DictConfig, OmegaConf.load(folder / f"{name}.yaml"))
+        if option.get("_target_") == said._target_:
+            alike[name] = sum(said.get(key) == value for key, value in option.items())
+    if not alike:
+        return str(said._target_).rsplit(".", 2)[-2]
+    return max(alike, key=lambda name: alike[name])
 
 
 def made(

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from cnnctl import compose
 from cnnctl.commands import proposals, proposing
 from cnnctl.data import digit_scenes
 from cnnctl.data.digit_boxes import DigitBoxes
@@ -257,6 +258,13 @@ ALONE = [
     ("proposals proposals=rpn", "names no network"),
     ("eval proposals=corner model=lenet", "model: has no part in scoring proposals"),
 ]
+
+
+@pytest.mark.parametrize("option", ["selective_search", "selective_search_quality", "edge_boxes"])
+def test_a_method_is_called_as_its_option(option):
+    given = ["task=detect", "data=digit_scenes", f"proposals={option}", "proposals.count=9"]
+    config = compose.settings(compose.compose("train", given))
+    assert proposing.config_name(config) == option
 
 
 @pytest.mark.parametrize(
