@@ -371,7 +371,7 @@ def test_what_is_kept_is_cleaned(own, train, command, capsys, tmp_path, monkeypa
         patch.setattr(os, "unlink", no_right)
         assert command("data", "clean") == 5
     out, err = capsys.readouterr()
-    assert "not deleted: Permission denied" in out
+    assert "not deleted: Permission" in out  # the table is as wide as the terminal
     assert "freed: 0B; left: 2" in out
     assert "cannot be deleted: Permission denied" in err
     assert command("data", "clean") == 0

@@ -204,10 +204,10 @@ def test_a_failed_job_is_recorded_and_tried_again(tmp_path, capfd):
 def test_a_fault_leaves_its_traceback_and_the_sweep_goes_on(tmp_path, monkeypatch):
     directory, model = tmp_path / "sweep", build.model
 
-    def faulty(config, data, size):
+    def faulty(config, *given, **more):
         if "mlp" in config.model._target_:
             raise RuntimeError("a bolt is loose")
-        return model(config, data, size)
+        return model(config, *given, **more)
 
     command = [*TINY, "model=mlp,linear", f"hydra.sweep.dir={directory}"]
     monkeypatch.setattr(build, "model", faulty)

@@ -29,6 +29,7 @@ def test_what_a_run_leaves_behind(trained):
     assert {path.name for path in trained.iterdir()} == {
         *("best.pt", "last.pt", "previous.pt", "manifest.json", "lock"),
         *("config.yaml", "metrics.jsonl", "summary.json", "eval-test.json"),
+        "stage_seconds.json",
     }
     summary = json.loads((trained / "summary.json").read_text())
     scores = json.loads((trained / "eval-test.json").read_text())

@@ -33,8 +33,8 @@ def test_what_is_slow_says_so_now_and_then(clock, capsys):
             clock[0] += 1
             watch(done, 50)
     assert capsys.readouterr().out.splitlines() == [
-        "masks 23/50  1 masks/s",
-        "masks 44/50  1 masks/s",
+        "masks 23/50  1.0 masks/s",
+        "masks 44/50  1.0 masks/s",
     ]
 
 
@@ -50,6 +50,6 @@ def test_a_terminal_has_a_bar_that_goes_away(clock):
         assert console._bars is not None
         (task,) = console._bars.tasks
         assert (task.description, task.completed, task.total) == ("masks", 10, 40)
-        assert task.fields["note"] == "5 masks/s"
+        assert task.fields["note"] == "5.0 masks/s"
     assert console._bars is None
     assert "masks" in seen.getvalue()
