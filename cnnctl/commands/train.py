@@ -140,9 +140,6 @@ def _prepare(
     train, val = build.dataset(config, "train"), _validation(config)
     if trainer.learn_by_heart is not None:
         train = val = _part(train, trainer.learn_by_heart)
-    splits = [train] if val is None or val is train else [train, val]
-    splits = with_proposals(config, splits, processes, console, stop)
-    train, val = splits[0], splits[-1] if val is not None else None
     if monitor not in task.evaluator(train).names:
         raise UserError(
             f"{monitor} says nothing about {len(train.classes)} classes",
@@ -154,6 +151,11 @@ def _prepare(
     torch.manual_seed(key(config.seed, "init"))
     build.with_published_weights(config)
     model = build.model(config, train, augmentation.size, fetch=request.resumed is None)
+    # What can be wrong is said before minutes of work; proposals of a network draw numbers of it.
+    with torch.random.fork_rng(devices=[]):
+        splits = [train] if val is None or val is train else [train, val]
+        splits = with_proposals(config, splits, processes, console, stop)
+    train, val = splits[0], splits[-1] if val is not None else None
     described = _describe(request, train, val, machine, processes)
     state = _resumed_state(request, described, processes)
     taken = None

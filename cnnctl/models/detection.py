@@ -167,6 +167,7 @@ def _factors(
 
 def of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
     """(rows, those images without padding), for each size there is; boxes become input pixels."""
+    given = given_proposals(images)
     for h, w in dict.fromkeys(images.sizes):
         if len(set(images.sizes)) == 1:
             rows: Tensor | slice = slice(None)
@@ -174,9 +175,7 @@ def of_one_size(images: Images) -> Iterator[tuple[Tensor | slice, Images]]:
             chosen = [row for row, size in enumerate(images.sizes) if size == (h, w)]
             rows = torch.tensor(chosen, device=images.pixels.device)
         pixels = images.pixels[rows][..., :h, :w]
-        proposals = given_proposals(images)
-        if proposals is not None:
-            proposals = proposals[rows]
+        proposals = given[rows] if given is not None else None
         yield rows, Images(pixels, [(h, w)] * len(pixels), [(h, w)] * len(pixels), proposals)
 
 

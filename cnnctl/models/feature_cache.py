@@ -285,7 +285,7 @@ def _disk_error(error: OSError, path: Path) -> UserError:
         "the disk is full" if full else f"cannot be written: {error.strerror}",
         file=path,
         field="model.cache_gb",
-        advice="free some space or lower model.cache_gb, then resume"
+        advice="free some space (cnnctl data clean) or lower model.cache_gb, then resume"
         if full
         else "set XDG_CACHE_HOME to a folder that can be written, then resume",
         code=Exit.MACHINE,
