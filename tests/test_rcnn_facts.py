@@ -96,12 +96,13 @@ def test_convolutions_of_every_region_or_once_an_image():
     assert 2000 * per_crop / per_image == pytest.approx(164, abs=1)
 
 
-def test_faster_rcnn_is_fast_rcnn_on_proposals_of_its_own():
+@pytest.mark.parametrize(("at", "dense"), [("c4", ()), (None, None), ("c3", (8,))])
+def test_faster_rcnn_is_fast_rcnn_on_proposals_of_its_own(at, dense):
     """The same weights and the same boxes: the same detections, to the last bit."""
     torch.manual_seed(0)
     size = (128, 160)
-    faster = FasterRCNNC4(K, ResNet(18, 3), size, proposals_test=50, score=0.0).eval()
-    fast = FastRCNN(K, ResNet(18, 3), size, map="c4", dense=(), score=0.0).eval()
+    faster = FasterRCNNC4(K, ResNet(18, 3), size, at, dense, proposals_test=50, score=0.0).eval()
+    fast = FastRCNN(K, ResNet(18, 3), size, map=at, dense=dense, score=0.0).eval()
     theirs = {name: v for name, v in faster.state_dict().items() if not name.startswith("rpn.")}
     fast.load_state_dict(theirs)
     images = image_of(torch.zeros(0, 4), size)

@@ -8,7 +8,8 @@ batch share the sums of the losses, the paper has one image; the third step goes
 proposal layers of the first. The anchors' sides are shares of the training image, which are the
 paper's where its shorter side is 600 pixels. From the published code and not in the paper: smooth
 L1 of the proposals bends at 1/9; 12000 anchors are compared in training and 6000 in testing; boxes
-of a class that overlap by more than 0.3 are one.
+of a class that overlap by more than 0.3 are one. Below 256 pixels the map is at stride 8, where an
+object of the same share of the image has as many positions, with two dense layers above it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, truth_of
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import RegionHead, parameters_of, parts_of
+from cnnctl.models.region_head import Map, RegionHead, parameters_of, parts_of
 from cnnctl.models.region_proposals import (
     Proposals,
     ProposalSettings,
@@ -43,6 +44,7 @@ from cnnctl.structures import Images, Targets
 HIDDEN = 512  # channels of the proposal network's 3x3 convolution
 COMPARED = (12000, 6000)  # anchors whose overlap is looked at, in training and in testing
 REGIONS, FEW_REGIONS = 128, 32  # of an image that are trained on; few of one below 256 pixels
+UNITS = (256, 256)  # of the dense layers above the map of such an image
 BEND = 1.0  # of smooth L1 of regions: Fast R-CNN (arXiv:1504.08083), equation 3
 
 
@@ -57,12 +59,17 @@ class FasterRCNNC4(DetectionModel):
 
     With VGG the map is conv5_3, and regions of 7x7 go through fc6 and fc7; with ResNet it is c4,
     and regions of 14x14 (of training images below 256 pixels 7x7) through what makes c5 of it, and
-    their mean is taken. Images are filled up with zeros to a multiple of the stride.
+    their mean is taken; or through dense layers of the model's own. Images are filled up with zeros
+    to a multiple of the stride.
 
     Args:
         num_classes: K.
         size: (h, w) of the training input.
         backbone: a VGG, AlexNet or a ResNet.
+        map: "c4" at stride 16, or "c3" at stride 8, with all layers above it for each region; None
+            is "c4", or "c3" where ``size`` is below 256.
+        dense: units of layers above the map in place of the backbone's own; [] is these, None too,
+            or two of 256 units where ``size`` is below 256.
         anchor_scales: sides of the anchors in pixels; None is the paper's 128, 256 and 512 for an
             image of 600, and the same shares of the shorter side of ``size`` for every other.
         ratios: height / width of the anchors.
@@ -88,6 +95,8 @@ class FasterRCNNC4(DetectionModel):
         num_classes: int,
         backbone: Backbone,
         size: tuple[int, int],
+        map: Map | None = None,
+        dense: tuple[int, ...] | None = None,
         anchor_scales: tuple[float, ...] | None = None,
         ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         regions: int | None = None,
@@ -100,10 +109,16 @@ class FasterRCNNC4(DetectionModel):
         detections: int = 100,
     ) -> None:
         super().__init__()
+        large = min(size) >= SMALL
         if regions is None:
-            regions = REGIONS if min(size) >= SMALL else FEW_REGIONS
+            regions = REGIONS if large else FEW_REGIONS
+        if map is None:
+            map = "c4" if large else "c3"
+        if dense is None:
+            dense = () if large else UNITS
         require_counts(
             regions=regions,
+            dense=min(dense, default=1),
             proposals_train=proposals_train,
             proposals_test=proposals_test,
             detections=detections,
@@ -115,7 +130,7 @@ class FasterRCNNC4(DetectionModel):
         self.score, self.overlap, self.most = score, overlap, detections
         if frozen_norm:
             freeze_norm(backbone)
-        parts = parts_of(backbone, size, "faster_rcnn_c4")
+        parts = parts_of(backbone, size, "faster_rcnn_c4", map, dense)
         self.trunk, self.stride, self.bins = parts.trunk, parts.stride, parts.bins
         # Of the first step only: what its proposals were learnt with, beside the detector's own.
         self.alone = copy.deepcopy(self.trunk) if alternating else None

@@ -71,6 +71,8 @@ class MaskRCNNC4(FasterRCNNC4, InstanceModel):
             num_classes,
             backbone,
             size,
+            map="c4",
+            dense=(),  # a mask is made of c5
             anchor_scales=anchor_scales,
             ratios=ratios,
             regions=regions,

@@ -4,7 +4,8 @@ arXiv:1605.06409, section 2 (table 4: 79.5 mAP on VOC 2007 with ResNet-101).
 Differs from the paper: proposals and regions are trained together and not in turns; a ResNet-v1.5
 of any depth that backbone= has; hard regions are found among what one pass says of all of them, so
 none is computed twice. For training images below 256 pixels a region has 3x3 bins and not 7x7, and
-the map that is scored 256 channels and not 1024; anchors are as in ``faster_rcnn_c4``.
+the map that is scored 256 channels and not 1024, and is c4 at stride 8 and not c5 at stride 16;
+anchors are as in ``faster_rcnn_c4``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.faster_rcnn_c4 import BEND, COMPARED, HIDDEN, require_anchors
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import until
+from cnnctl.models.region_head import Map, until
 from cnnctl.models.region_proposals import ProposalSettings, RegionProposals, sides_for
 from cnnctl.models.regions import in_a_row, named_regions, region_losses, sampled
 from cnnctl.ops.boxes import Detections
@@ -32,7 +33,7 @@ from cnnctl.structures import Images
 
 @dataclass
 class Features:
-    map: Tensor  # (N, C, h, w) c4, of the proposals
+    map: Tensor  # (N, C, h, w) of the proposals
     named: Tensor  # (N, (K + 1) * k * k, h, w) score maps, background last
     placed: Tensor  # (N, 4 * k * k, h, w)
     size: tuple[int, int]  # (h, w) of the pixels that they were made of, filled up
@@ -41,13 +42,15 @@ class Features:
 class RFCN(DetectionModel):
     """Of each of the k x k bins of a region a map of its own says what is there; they vote.
 
-    Proposals come from c4; c5 is dilated, so that it is at the same stride 16. Images are filled up
-    with zeros to a multiple of the stride.
+    Proposals come from c4; c5 is dilated, so that it is at the same stride 16; or from c3, and c4
+    is dilated, at stride 8. Images are filled up with zeros to a multiple of the stride.
 
     Args:
         num_classes: K.
         size: (h, w) of the training input.
         backbone: a ResNet.
+        map: "c4" or "c3", that the proposals come from; what comes after the map above it is left
+            out. None is "c4", or "c3" where ``size`` is below 256.
         bins: k; None is the paper's 7, or 3 where ``size`` is below 256.
         width: channels of the map that is scored; None is 1024, or 256 where ``size`` is below 256.
         anchor_scales, ratios: see ``FasterRCNNC4``.
@@ -67,6 +70,7 @@ class RFCN(DetectionModel):
         num_classes: int,
         backbone: Backbone,
         size: tuple[int, int],
+        map: Map | None = None,
         bins: int | None = None,
         width: int | None = None,
         anchor_scales: tuple[float, ...] | None = None,
@@ -84,6 +88,8 @@ class RFCN(DetectionModel):
         if not isinstance(backbone, ResNet):
             raise ValueError(f"rfcn needs a ResNet, got {type(backbone).__name__}")
         large = min(size) >= SMALL
+        if map is None:
+            map = "c4" if large else "c3"
         self.bins = (7 if large else 3) if bins is None else bins
         width = (1024 if large else 256) if width is None else width
         require_counts(
@@ -101,16 +107,17 @@ class RFCN(DetectionModel):
         self.score, self.overlap, self.most = score, overlap, detections
         if frozen_norm:
             freeze_norm(backbone)
-        self.trunk, self.layer4 = until(backbone, "c4"), without_stride(backbone.layer4)
-        self.stride = backbone.strides["c4"]
+        self.trunk, self.stride = until(backbone, map), backbone.strides[map]
+        above, deep = ("c5", backbone.layer4) if map == "c4" else ("c4", backbone.layer3)
+        self.above = without_stride(deep)
         self.rpn = RegionProposals(
-            backbone.channels["c4"],
+            backbone.channels[map],
             [scales],
             ratios,
             ProposalSettings(inside=True, before=COMPARED, after=(proposals_train, proposals_test)),
             HIDDEN,
         )
-        self.reduced = nn.Sequential(nn.Conv2d(backbone.channels["c5"], width, 1), nn.ReLU())
+        self.reduced = nn.Sequential(nn.Conv2d(backbone.channels[above], width, 1), nn.ReLU())
         self.named = nn.Conv2d(width, (num_classes + 1) * self.bins**2, 1)
         self.placed = nn.Conv2d(width, 4 * self.bins**2, 1)
         for layer in (self.reduced[0], self.named, self.placed):
@@ -121,9 +128,10 @@ class RFCN(DetectionModel):
 
     def features(self, pixels: Tensor) -> Features:
         pixels = filled_up(pixels, self.stride)
-        c4 = self.trunk(pixels)
-        deep = self.reduced(self.layer4(c4))
-        return Features(c4, self.named(deep), self.placed(deep), (pixels.shape[2], pixels.shape[3]))
+        size = (pixels.shape[2], pixels.shape[3])
+        maps = self.trunk(pixels)
+        deep = self.reduced(self.above(maps))
+        return Features(maps, self.named(deep), self.placed(deep), size)
 
     def losses(self, features: Features, images: Images, truth: Truth) -> Losses:
         said = self.rpn([features.map], features.size)

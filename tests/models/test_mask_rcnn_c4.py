@@ -95,7 +95,7 @@ def test_parts_of_a_region(narrow):
 
 def test_boxes_are_faster_rcnns(narrow, monkeypatch):
     """The same losses from the same weights and seed, where that reads regions by RoI align."""
-    plain = FasterRCNNC4(3, ResNet(18), (64, 64), regions=8, proposals_train=20)
+    plain = FasterRCNNC4(3, ResNet(18), (64, 64), map="c4", dense=(), regions=8, proposals_train=20)
     plain.load_state_dict(narrow.state_dict(), strict=False)
     monkeypatch.setattr(plain, "pooled", narrow.pooled)
     losses = []

@@ -63,7 +63,7 @@ def test_holes_instead_of_a_stride(block):
 def test_bins_vote():
     """Bin (i, j) of a region looks at its own map of each class, at its own place."""
     with torch.device("meta"):
-        model = RFCN(1, ResNet(18), (96, 96), bins=2)
+        model = RFCN(1, ResNet(18), (96, 96), map="c4", bins=2)
     named = torch.zeros(2, 2 * 4, 6, 6)
     named[1, 0] = 8.0  # the object's upper left bin, everywhere in the second image
     named[:, 4, :2, :2] = 1.0  # the background's bins, each in a corner of its own
@@ -95,6 +95,23 @@ def test_score_maps(size, options, expected):
         model = RFCN(20, ResNet(18), size, **options)
     maps = model.named.out_channels, model.placed.out_channels
     assert (model.bins, model.named.in_channels, *maps) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "at", "stride", "deep"),
+    [((256, 400), None, 16, 512), ((255, 400), None, 8, 256), ((255, 400), "c4", 16, 512)],
+)
+def test_map(size, at, stride, deep):
+    """Proposals and score maps are at one stride; below 256 pixels it is 8, and c5 is left out."""
+    with torch.device("meta"):
+        model = RFCN(3, ResNet(18), size, at)
+        seen = model.features(torch.zeros(1, 3, 96, 80))
+    assert seen.size == (96, 80)
+    assert seen.map.shape == (1, deep // 2, 96 // stride, 80 // stride)
+    assert seen.named.shape[2:] == seen.placed.shape[2:] == seen.map.shape[2:]
+    reduced = model.reduced[0]
+    assert isinstance(reduced, nn.Conv2d)
+    assert reduced.in_channels == deep
 
 
 @pytest.mark.parametrize("rows", [2, 0])
