@@ -62,8 +62,3 @@ class TruncatedLinear:
             with torch.inference_mode(False), torch.no_grad():
                 self._factors, self._made_of = truncated_svd(weight, self.rank), made_of
         return self._factors
-
-    def parameters(self, layer: nn.Linear) -> int:
-        """t (u + v) and the biases."""
-        biases = 0 if layer.bias is None else len(layer.bias)
-        return self.rank * (layer.in_features + layer.out_features) + biases

@@ -46,15 +46,6 @@ def test_a_weight_of_few_singular_values_loses_nothing():
     torch.testing.assert_close(up @ down, weight, rtol=1e-5, atol=1e-6)
 
 
-def test_numbers_of_the_paper():
-    """fc6 of VGG-16, 25088 to 4096 of rank 1024, and fc7, 4096 to 4096 of rank 256."""
-    with torch.device("meta"):
-        six, seven = nn.Linear(25088, 4096), nn.Linear(4096, 4096)
-    assert TruncatedLinear(1024).parameters(six) == 1024 * (25088 + 4096) + 4096 == 29_888_512
-    assert TruncatedLinear(256).parameters(seven) == 256 * 8192 + 4096 == 2_101_248
-    assert TruncatedLinear(3).parameters(layer_of(7, 4, bias=False)) == 33
-
-
 def test_worked_out_once_for_each_state_of_the_weights(monkeypatch):
     layer, truncated = layer_of(7, 4), TruncatedLinear(2)
     asked: list[int] = []
