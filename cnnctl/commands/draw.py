@@ -27,7 +27,8 @@ from cnnctl.drawing.template_pictures import draw_templates
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.errors import Exit, UserError
-from cnnctl.models.detection import DetectionModel, given_proposals, truth_of
+from cnnctl.models.detection import DetectionModel, truth_of
+from cnnctl.models.regions import proposed
 from cnnctl.randomness import key
 from cnnctl.structures import Batch
 
@@ -132,13 +133,11 @@ def _proposals(model: DetectionModel, features: Any, batch: Batch, data: Dataset
 
 def _given(batch: Batch, data: Dataset) -> list[Tensor]:
     """The proposals that the images brought along, the likelier the higher their rank."""
-    boxes = given_proposals(batch.images)
-    assert boxes is not None
+    boxes, there = proposed(batch.images)
     drawn = []
-    for row, image in enumerate(_images(batch, data)):
-        there = (boxes[row, :, 2:] > boxes[row, :, :2]).all(1)
-        ranks = torch.linspace(1, 0, int(there.sum()))
-        drawn.append(draw_proposals(image, boxes[row][there], ranks))
+    for image, own, some in zip(_images(batch, data), boxes, there, strict=True):
+        ranks = torch.linspace(1, 0, int(some.sum()))
+        drawn.append(draw_proposals(image, own[some], ranks))
     return drawn
 
 

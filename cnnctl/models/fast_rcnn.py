@@ -28,7 +28,7 @@ from cnnctl.models.one_stage import SMALL, require_counts, require_shares
 from cnnctl.models.region_head import Map, RegionHead, parts_of
 from cnnctl.models.regions import named_regions, proposed, region_losses, sampled
 from cnnctl.ops.boxes import Detections
-from cnnctl.ops.clock import POST_PROCESSING, REGIONS, timed
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.regions import roi_pool
 from cnnctl.ops.truncated_svd import TruncatedLinear
@@ -128,17 +128,16 @@ class FastRCNN(DetectionModel):
         boxes, there = proposed(images)
         with timed(REGIONS):
             logits, deltas = self._read(features, boxes, there)
-        with timed(POST_PROCESSING):
-            return named_regions(
-                logits,
-                deltas,
-                boxes,
-                there,
-                images,
-                score=self.score,
-                overlap=self.overlap,
-                most=self.most,
-            )
+        return named_regions(
+            logits,
+            deltas,
+            boxes,
+            there,
+            images,
+            score=self.score,
+            overlap=self.overlap,
+            most=self.most,
+        )
 
     def pooled(self, features: Features, boxes: Tensor, image: Tensor) -> Tensor:
         """(B, C, bins, bins) of boxes (B, 4)."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import FitStage
-from cnnctl.models.detection import Truth, given_proposals, truth_of
+from cnnctl.models.detection import Truth, truth_of
 from cnnctl.models.feature_cache import (
     ROWS,
     Columns,
@@ -32,8 +32,9 @@ from cnnctl.models.feature_cache import (
     require_space,
     row_bytes,
 )
+from cnnctl.models.regions import proposed
 from cnnctl.ops.box_ridge import ridge
-from cnnctl.ops.boxes import Detections, best_of_classes, clip, decode, encode, iou
+from cnnctl.ops.boxes import encode, iou
 from cnnctl.ops.hard_negatives import NORM, Mining, chunks, mined_planes
 from cnnctl.structures import Batch, Images
 
@@ -363,9 +364,7 @@ class _Data:
         new = next((row for row, one in enumerate(digests) if not store.knows(one)), None)
         if new is None:
             return
-        boxes = given_proposals(batch.images)
-        assert boxes is not None
-        there = (boxes[..., 2:] > boxes[..., :2]).all(2)
+        boxes, there = proposed(batch.images)
         boxes, chosen, must, columns = choose(boxes, there, truth_of(batch.images, batch.targets))
         chosen[:new] = False
         if most is not None and int(chosen.sum(1).max()) > most:
@@ -407,38 +406,6 @@ def thinned(chosen: Tensor, must: Tensor, most: int) -> Tensor:
     room = room.minimum(count)
     rank = rest.cumsum(1)  # from 1
     return must | (rest & (rank * room // count > (rank - 1) * room // count))
-
-
-def best_regions(
-    scores: Tensor,
-    codes: Tensor | None,
-    boxes: Tensor,
-    there: Tensor,
-    images: Images,
-    *,
-    score: float,
-    overlap: float,
-    most: int,
-) -> Detections:
-    """Detections of N images of what SVMs and regressors say of their proposals.
-
-    Args:
-        scores: (B, K) of the proposals that are some, in the order of ``there``.
-        codes: (B, K, 4), likewise; None: boxes stay as they are.
-        boxes: (N, P, 4); there: (N, P) which proposals are some.
-        score, overlap, most: see ``best_of_classes``.
-    """
-    n, p, k = len(boxes), boxes.shape[1], scores.shape[1]
-    laid = scores.new_zeros(n, p, k)
-    laid[there] = scores
-    if codes is None:
-        return best_of_classes(boxes, laid, score=score, overlap=overlap, most=most)
-    moved = boxes.new_zeros(n, p, k, 4)
-    moved[there] = decode(codes, boxes[there][:, None])
-    sizes = torch.tensor(images.sizes, device=boxes.device)
-    moved = clip(moved.flatten(1, 2), sizes).view(n, p, k, 4)
-    wide = (moved[..., 2:] - moved[..., :2]).amin(-1) >= 1e-2
-    return best_of_classes(moved, laid * wide, score=score, overlap=overlap, most=most)
 
 
 def _outgrown(cache_gb: float) -> UserError:

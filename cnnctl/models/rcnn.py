@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
-from cnnctl.models.detection import DetectionModel, Truth, given_proposals, truth_of
-from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures, best_regions
+from cnnctl.models.detection import DetectionModel, Truth, truth_of
+from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
 from cnnctl.models.region_head import Parts, dense_layers, parts_of
+from cnnctl.models.regions import best_regions, proposed
 from cnnctl.ops.boxes import Detections
-from cnnctl.ops.clock import POST_PROCESSING, REGIONS, timed
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.hard_negatives import Mining
 from cnnctl.ops.matching import match, sample, taken
 from cnnctl.ops.warped_crops import warped_crops
@@ -158,24 +159,27 @@ class RCNN(DetectionModel):
         """A batch of N images -> one of about ``crops`` crops, a multiple of N, with labels (K for
         background), drawn from all of the images together, in their order."""
         images, n = batch.images, len(batch)
-        proposals = given_proposals(images)
-        assert proposals is not None, "build sees to it that there are some"
-        truth = truth_of(images, batch.targets)
-        boxes, image, labels = self.sampled(proposals, truth, math.ceil(self.crops / n) * n)
+        truth, count = truth_of(images, batch.targets), math.ceil(self.crops / n) * n
+        boxes, image, labels = self.sampled(*proposed(images), truth, count)
         pixels = warped_crops(images.pixels, boxes, image, self.side, images.sizes)
         sizes = [(self.side, self.side)] * len(boxes)
         targets = Targets(batch.targets.image_id[image], label=labels)
         return Batch(Images(pixels, sizes, list(sizes)), targets)
 
     @torch.no_grad()
-    def sampled(self, proposals: Tensor, truth: Truth, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def sampled(
+        self, boxes: Tensor, there: Tensor, truth: Truth, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (count, 4), whose image each lies in and its class, of all images together.
 
         Where there are fewer regions they are taken again; where there is none, an empty box that
         counts for nothing.
+
+        Args:
+            boxes: (N, P, 4) proposals; there: (N, P) which of them are some.
         """
-        boxes = torch.cat([proposals, truth.boxes.to(proposals)], 1)
-        there = torch.cat([(proposals[..., 2:] > proposals[..., :2]).all(2), truth.labels >= 0], 1)
+        boxes = torch.cat([boxes, truth.boxes.to(boxes)], 1)
+        there = torch.cat([there, truth.labels >= 0], 1)
         if not there.any():
             nothing = boxes.new_zeros(count, 4), truth.labels.new_zeros(count)
             return *nothing, truth.labels.new_full((count,), NOTHING)
@@ -202,9 +206,7 @@ class RCNN(DetectionModel):
 
     def losses(self, features: Tensor, images: Images, truth: Truth) -> Losses:
         """That of fine-tuning, on as many crops of all of the images."""
-        proposals = given_proposals(images)
-        assert proposals is not None
-        boxes, image, labels = self.sampled(proposals, truth, self.crops)
+        boxes, image, labels = self.sampled(*proposed(images), truth, self.crops)
         if not (labels != NOTHING).any():
             return self._nothing()
         said = [one.named for _, one in self.describe(images, boxes, image)]
@@ -212,24 +214,21 @@ class RCNN(DetectionModel):
         return {"class": _cross_entropy(logits, labels)}
 
     def detect(self, features: Tensor, images: Images) -> Detections:
-        proposals = given_proposals(images)
-        assert proposals is not None
-        there = (proposals[..., 2:] > proposals[..., :2]).all(2)
+        boxes, there = proposed(images)
         with timed(REGIONS):
             image, row = there.nonzero(as_tuple=True)
-            parts = self.describe(images, proposals[image, row], image)
+            parts = self.describe(images, boxes[image, row], image)
             scores, codes = self.fitted.said(parts, self.network.logits)
-        with timed(POST_PROCESSING):
-            return best_regions(
-                scores,
-                codes,
-                proposals,
-                there,
-                images,
-                score=self.score,
-                overlap=self.overlap,
-                most=self.most,
-            )
+        return best_regions(
+            scores,
+            codes,
+            boxes,
+            there,
+            images,
+            score=self.score,
+            overlap=self.overlap,
+            most=self.most,
+        )
 
     def _nothing(self) -> Losses:
         """The loss of no crop at all: 0, with gradients of 0. Empty crops would change what batch

@@ -154,3 +154,36 @@ def named_regions(
     moved = clip(moved.flatten(1, 2), sizes).view(n, p, own, 4).expand(-1, -1, k, -1)
     wide = (moved[..., 2:] - moved[..., :2]).amin(-1) >= 1e-2
     return best_of_classes(moved, scores * wide, score=score, overlap=overlap, most=most)
+
+
+@timed(POST_PROCESSING)
+def best_regions(
+    scores: Tensor,
+    codes: Tensor | None,
+    boxes: Tensor,
+    there: Tensor,
+    images: Images,
+    *,
+    score: float,
+    overlap: float,
+    most: int,
+) -> Detections:
+    """Detections of N images of what SVMs and regressors say of their proposals.
+
+    Args:
+        scores: (B, K) of the proposals that are some, in the order of ``there``.
+        codes: (B, K, 4), likewise; None: boxes stay as they are.
+        boxes: (N, P, 4); there: (N, P) which proposals are some.
+        score, overlap, most: see ``best_of_classes``.
+    """
+    n, p, k = len(boxes), boxes.shape[1], scores.shape[1]
+    laid = scores.new_zeros(n, p, k)
+    laid[there] = scores
+    if codes is None:
+        return best_of_classes(boxes, laid, score=score, overlap=overlap, most=most)
+    moved = boxes.new_zeros(n, p, k, 4)
+    moved[there] = decode(codes, boxes[there][:, None])
+    sizes = torch.tensor(images.sizes, device=boxes.device)
+    moved = clip(moved.flatten(1, 2), sizes).view(n, p, k, 4)
+    wide = (moved[..., 2:] - moved[..., :2]).amin(-1) >= 1e-2
+    return best_of_classes(moved, laid * wide, score=score, overlap=overlap, most=most)

@@ -35,12 +35,12 @@ from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, of_one_size, truth_of
-from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures, best_regions
+from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
 from cnnctl.models.region_head import Map, centre_of, dense_layers, parameters_of, parts_of
-from cnnctl.models.regions import proposed, sampled
+from cnnctl.models.regions import best_regions, proposed, sampled
 from cnnctl.ops.boxes import Detections, area
-from cnnctl.ops.clock import POST_PROCESSING, REGIONS, timed
+from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.hard_negatives import Mining
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.projection import projected
@@ -233,17 +233,16 @@ class SPPNet(DetectionModel):
         with timed(REGIONS):
             parts = self._described(features, boxes[there], there.nonzero()[:, 0])
             scores, codes = self.fitted.said(parts, self.cls_score)
-        with timed(POST_PROCESSING):
-            return best_regions(
-                scores,
-                codes,
-                boxes,
-                there,
-                images,
-                score=self.score,
-                overlap=self.overlap,
-                most=self.most,
-            )
+        return best_regions(
+            scores,
+            codes,
+            boxes,
+            there,
+            images,
+            score=self.score,
+            overlap=self.overlap,
+            most=self.most,
+        )
 
     def describe(
         self, images: Images, boxes: Tensor, image: Tensor

@@ -16,7 +16,6 @@ from cnnctl.models.fitted_regions import (
     FittedRegions,
     Fitting,
     RegionFeatures,
-    best_regions,
     thinned,
 )
 from cnnctl.ops.boxes import encode
@@ -318,26 +317,6 @@ def test_negatives_and_near_regions_by_hand():
         columns["code"][0, 3], torch.tensor([0.0, 0.3, 0.0, float(np.log(1.6))])
     )
     assert columns["own"][0, [0, 3]].tolist() == [0, 1]
-
-
-def test_detections_by_hand():
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30], [0, 0, 0, 0]]])
-    there = torch.tensor([[True, True, True, False]])
-    scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.01, 0.7]])
-    codes = torch.zeros(3, 2, 4)
-    codes[2, 1, 0] = 1.5  # a box and a half to the right: cut at the border
-    images = Images(torch.zeros(1, 1, *SIZE), [SIZE], [SIZE])
-    found = best_regions(scores, codes, boxes, there, images, score=0.05, overlap=0.3, most=9)
-    assert found.labels.tolist() == [[0, 1, 1]]
-    torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.7, 0.6]]))
-    assert found.boxes.tolist() == [[[0, 0, 10, 10], [35, 20, 40, 30], [1, 0, 11, 10]]]
-    still = best_regions(scores, None, boxes, there, images, score=0.05, overlap=0.3, most=9)
-    assert still.boxes[0, 1].tolist() == [20, 20, 30, 30]
-    nothing = best_regions(
-        *(scores[:0], codes[:0], boxes[:, :0], there[:, :0], images),
-        **dict(score=0.05, overlap=0.3, most=9),  # pyright: ignore[reportArgumentType]
-    )
-    assert nothing.boxes.shape == (1, 0, 4)
 
 
 @pytest.mark.parametrize("wrong", [{"penalty": 0.0}, {"cache_gb": 0}, {"images": 0}])

@@ -22,6 +22,7 @@ from cnnctl.models.base import FitStage, GradientStage
 from cnnctl.models.detection import truth_of
 from cnnctl.models.feature_cache import features_folder
 from cnnctl.models.rcnn import RCNN
+from cnnctl.models.regions import proposed
 from cnnctl.ops.clock import POST_PROCESSING, REGIONS, Clock
 from cnnctl.ops.warped_crops import warped_crops
 from cnnctl.structures import Batch, Images, Targets
@@ -94,7 +95,7 @@ def test_a_quarter_of_the_crops_are_objects():
     assert set(labels[image == 0].tolist()) <= {1, K}
     torch.manual_seed(4)
     truth = truth_of(batch.images, batch.targets)
-    boxes, whose, again = model.sampled(some_proposals(), truth, 32)
+    boxes, whose, again = model.sampled(*proposed(batch.images), truth, 32)
     assert again.equal(labels)
     for box, row, label in zip(boxes, whose, labels, strict=True):
         overlap = box_iou(box[None], TRUTH[row])[0].nan_to_num()
@@ -106,8 +107,9 @@ def test_a_quarter_of_the_crops_are_objects():
 
 def test_true_boxes_are_among_the_crops():
     proposals = torch.zeros(2, 1, 4)
-    truth = truth_of(*vars(batch_of(proposals)).values())
-    boxes, image, labels = model_of().sampled(proposals, truth, 6)
+    batch = batch_of(proposals)
+    truth = truth_of(batch.images, batch.targets)
+    boxes, image, labels = model_of().sampled(*proposed(batch.images), truth, 6)
     # three of them, a quarter of six is one: taken again until there are six
     assert len(boxes) == 6
     assert all((box == TRUTH[row]).all(1).any() for box, row in zip(boxes, image, strict=True))

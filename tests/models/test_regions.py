@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from cnnctl.models.detection import Truth
 from cnnctl.models.regions import (
     Regions,
+    best_regions,
     hardest_of_images,
     in_a_row,
     named_regions,
@@ -165,3 +166,23 @@ def test_regions_without_area_have_no_name():
     there = torch.ones(1, 2, dtype=torch.bool)
     found = named_regions(logits, deltas, boxes, there, images, score=0.5, overlap=0.5, most=5)
     assert found.boxes.tolist() == [[[10, 10, 20, 20]]]
+
+
+def test_best_regions_of_moved_boxes():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30], [0, 0, 0, 0]]])
+    there = torch.tensor([[True, True, True, False]])
+    scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.01, 0.7]])
+    codes = torch.zeros(3, 2, 4)
+    codes[2, 1, 0] = 1.5  # a box and a half to the right: cut at the border
+    images = Images(torch.zeros(1, 1, 40, 40), [(40, 40)], [(40, 40)])
+    found = best_regions(scores, codes, boxes, there, images, score=0.05, overlap=0.3, most=9)
+    assert found.labels.tolist() == [[0, 1, 1]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.7, 0.6]]))
+    assert found.boxes.tolist() == [[[0, 0, 10, 10], [35, 20, 40, 30], [1, 0, 11, 10]]]
+    still = best_regions(scores, None, boxes, there, images, score=0.05, overlap=0.3, most=9)
+    assert still.boxes[0, 1].tolist() == [20, 20, 30, 30]
+    nothing = best_regions(
+        *(scores[:0], codes[:0], boxes[:, :0], there[:, :0], images),
+        **dict(score=0.05, overlap=0.3, most=9),  # pyright: ignore[reportArgumentType]
+    )
+    assert nothing.boxes.shape == (1, 0, 4)
