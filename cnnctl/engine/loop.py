@@ -106,27 +106,14 @@ class Loop:
             Stopped: a signal came; the run is saved.
             UserError: the loss is not finite (code 6), memory or disk ran out (code 5).
         """
-        trainer = self.trainer
-        self.total, self.per_epoch = trainer.total_steps(len(self.train.dataset))
-        self.scaler = torch.amp.GradScaler(
-            self.machine.device.type, enabled=self.machine.dtype == torch.float16
-        )
-        self.rate, self.rates, self.opt = 0.0, [0.0], None
-        self.still: list[nn.Module] = []  # modules that this stage leaves in evaluation mode
-        self.trained = {id(p) for p in self.model.parameters() if p.requires_grad}
-        self.watch = Watch(self.model) if trainer.watch and self.processes.first else None
-        self.ema = None
-        if trainer.ema:
-            average = get_ema_multi_avg_fn(trainer.ema)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        self.model.training_images = len(self.train.dataset)
+        self.prepare()
         self._load()
         if self.checkpoints is not None:
             self.times.open(self.checkpoints.directory, goes_on=self.progress.total_steps > 0)
         if self.progress.step > self.total:
             raise UserError(
                 f"the run is at step {self.progress.step} and cannot end at {self.total}",
-                field="trainer.steps" if trainer.steps else "trainer.epochs",
+                field="trainer.steps" if self.trainer.steps else "trainer.epochs",
                 advice="take more, or start a new run with init_from=",
             )
         if not self.progress.total_steps:
@@ -142,6 +129,23 @@ class Loop:
                 self._fit_stage(stage)
             else:
                 self._gradient_stage(stage)
+
+    def prepare(self) -> None:
+        """Everything that the stages share and no checkpoint decides."""
+        trainer = self.trainer
+        self.total, self.per_epoch = trainer.total_steps(len(self.train.dataset))
+        self.scaler = torch.amp.GradScaler(
+            self.machine.device.type, enabled=self.machine.dtype == torch.float16
+        )
+        self.rate, self.rates, self.opt = 0.0, [0.0], None
+        self.still: list[nn.Module] = []  # modules that this stage leaves in evaluation mode
+        self.trained = {id(p) for p in self.model.parameters() if p.requires_grad}
+        self.watch = Watch(self.model) if trainer.watch and self.processes.first else None
+        self.ema = None
+        if trainer.ema:
+            average = get_ema_multi_avg_fn(trainer.ema)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.model.training_images = len(self.train.dataset)
 
     def evaluated_model(self) -> Model:
         """The averaged weights where there are any."""
@@ -194,7 +198,12 @@ class Loop:
                 raise Stopped(stop.signum)
             yield batch
 
-    def _gradient_stage(self, stage: GradientStage) -> None:
+    def begin(self, stage: GradientStage) -> Callable[[Batch], None]:
+        """Ready to train ``stage`` from where ``progress`` stands.
+
+        Returns:
+            what takes one step with a batch.
+        """
         progress, trainer = self.progress, self.trainer
         parameters = list(stage.params())
         self.trained = {id(parameter) for parameter in parameters}
@@ -211,12 +220,17 @@ class Loop:
         step_module: nn.Module = _Step(self.model, stage.loss)
         if self.processes.world > 1:
             step_module = DistributedDataParallel(step_module)
-        interval = trainer.evaluation_interval(self.per_epoch)
         if stage.first is not None:
             with self.machine.autocast():
                 self._show_all(stage.name, stage.first)
         self.still = list(stage.still())
         self._train_mode()
+        return lambda batch: self._step(step_module, stage, batch, parameters)
+
+    def _gradient_stage(self, stage: GradientStage) -> None:
+        progress, trainer = self.progress, self.trainer
+        step = self.begin(stage)
+        interval = trainer.evaluation_interval(self.per_epoch)
         with self.journal.stage(stage.name, self.total, self.per_epoch, progress.step):
             batches = self.train.train(
                 progress.step, self.total, trainer.batch_size, progress.stage
@@ -224,7 +238,7 @@ class Loop:
             if progress.owed:  # stopped on the way to an evaluation, or within it
                 self._evaluate_and_save(stage.evaluate)
             for batch in batches if not progress.stopped_early else ():
-                self._step(step_module, stage, batch, parameters)
+                step(batch)
                 self._after_step(stage, progress.step % interval == 0)
                 if progress.stopped_early:
                     break
