@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -86,6 +86,8 @@ class _Order:
         if epoch != self._epoch:
             self._epoch = epoch
             order = permutation(self.samples, self.seed, "order", self.stage, epoch)
+            if self.device.type == "cuda":  # from other memory the copy would wait for the device
+                order = order.pin_memory().to(self.device, non_blocking=True)
             self._order = order.to(self.device)
         part = self.batch_size // share.world
         start = batch * self.batch_size + share.rank * part
@@ -110,10 +112,34 @@ class Normalize:
 
 def blank_outside(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Normalised pixels (N, C, H, W), 0 (the mean) beyond each image's own (h, w), in place."""
+    whole = (pixels.shape[2], pixels.shape[3])
     for row, (h, w) in zip(pixels, sizes, strict=True):
-        row[:, h:] = 0
-        row[:, :h, w:] = 0
+        if (h, w) != whole:
+            row[:, h:] = 0
+            row[:, :h, w:] = 0
     return pixels
+
+
+def mover(device: torch.device) -> Callable[[Batch], Batch]:
+    """What brings batches (pinned ones, for a GPU) to ``device``.
+
+    To a GPU they go on a stream of their own: beside what it computes, not after it.
+    """
+    if device.type != "cuda":
+        return lambda batch: batch.to(device)
+    side = torch.cuda.Stream(device)
+
+    def move(batch: Batch) -> Batch:
+        with torch.cuda.stream(side):
+            moved = batch.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(side)
+        for column in (*vars(moved.images).values(), *vars(moved.targets).values()):
+            if isinstance(column, Tensor):  # else its memory would go to the next batch too early
+                column.record_stream(computing)
+        return moved
+
+    return move
 
 
 class ResidentLoader:
@@ -254,11 +280,12 @@ class StreamingLoader:
             timeout=WORKER_TIMEOUT if self.workers else 0,
             worker_init_fn=start_worker,
         )
+        move = mover(self.device)
         try:
             for item in loader:
                 if isinstance(item, UserError):
                     raise item
-                yield item.epoch, Batch(item.images, item.targets).to(self.device)
+                yield item.epoch, move(Batch(item.images, item.targets))
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error) and "timed out" not in str(error):
                 raise

@@ -39,12 +39,15 @@ def look_ahead(average: AveragedModel, model: nn.Module, share: float) -> None:
     if not average.n_averaged:  # it holds what the model was before training
         average.update_parameters(model)
         return
-    for slow, fast in zip(*map(_tensors, (average.module, model)), strict=True):
-        if fast.is_floating_point():
-            slow.lerp_(fast, 1 - share)
-            fast.copy_(slow)
-        else:
-            slow.copy_(fast)
+    pairs = list(zip(*map(_tensors, (average.module, model)), strict=True))
+    slow = [slow for slow, fast in pairs if fast.is_floating_point()]
+    fast = [fast for _, fast in pairs if fast.is_floating_point()]
+    # A GPU is asked twice in all, not for each of them.
+    torch._foreach_lerp_(slow, fast, 1 - share)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_copy_(fast, slow)  # pyright: ignore[reportPrivateImportUsage]
+    for counted, count in pairs:
+        if not count.is_floating_point():
+            counted.copy_(count)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
