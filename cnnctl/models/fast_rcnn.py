@@ -25,8 +25,15 @@ from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import Losses
 from cnnctl.models.detection import DetectionModel, Truth
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import Map, RegionHead, parts_of
-from cnnctl.models.regions import named_regions, proposed, region_losses, sampled
+from cnnctl.models.region_head import CHUNK, FEW_UNITS, Map, RegionHead, parts_of
+from cnnctl.models.regions import (
+    FEW_REGIONS,
+    REGIONS_OF_AN_IMAGE,
+    named_regions,
+    proposed,
+    region_losses,
+    sampled,
+)
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.clock import REGIONS, timed
 from cnnctl.ops.levels import filled_up
@@ -34,11 +41,7 @@ from cnnctl.ops.regions import roi_pool
 from cnnctl.ops.truncated_svd import TruncatedLinear
 from cnnctl.structures import Images
 
-REGIONS_OF_AN_IMAGE, FEW_REGIONS = 64, 32  # that are trained on; few of one below 256 pixels
-UNITS = (256, 256)  # of the dense layers above the map of a small image
 BEND = 1.0  # of smooth L1: equation 3
-CHUNK = 1 << 24  # numbers of pooled regions that go through the dense layers together: weights are
-# made bf16 anew each time, which for few regions takes as long as the product
 
 
 @dataclass
@@ -98,7 +101,7 @@ class FastRCNN(DetectionModel):
         if regions is None:
             regions = REGIONS_OF_AN_IMAGE if large else FEW_REGIONS
         if dense is None:
-            dense = () if large else UNITS
+            dense = () if large else FEW_UNITS
         if map is None:
             map = "c4" if large else "c3"
         require_counts(regions=regions, detections=detections, dense=min(dense, default=1))

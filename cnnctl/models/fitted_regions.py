@@ -11,94 +11,25 @@ that are computed once and kept on the disk meanwhile.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import FitStage
-from cnnctl.models.detection import Truth, truth_of
-from cnnctl.models.feature_cache import (
-    ROWS,
-    Columns,
-    FeatureFolder,
-    FeatureStore,
-    image_digests,
-    require_space,
-    row_bytes,
-)
-from cnnctl.models.regions import proposed
+from cnnctl.models.detection import Truth
+from cnnctl.models.feature_cache import ROWS, Columns, FeatureStore, row_bytes
+from cnnctl.models.region_features import Chosen, Describe, FeatureExtraction, Parts
+from cnnctl.models.region_fitting import Fitting
 from cnnctl.ops.box_ridge import ridge
 from cnnctl.ops.boxes import encode, iou
-from cnnctl.ops.hard_negatives import NORM, Mining, chunks, mined_planes
-from cnnctl.structures import Batch, Images
+from cnnctl.ops.hard_negatives import NORM, mined_planes, total_norm
+from cnnctl.structures import Batch
 
-BESIDE = 16  # true boxes of an image that are reckoned with where a size is told beforehand
-NEAR = 0.25  # share of the proposals that are near a true box, likewise
+NEAR = 0.25  # share of the proposals near a true box, where a size is told beforehand
 READ = 1 << 24  # numbers of the rows that ridge regression reads at a time
-
-
-@dataclass
-class RegionFeatures:
-    """What a network says of B regions.
-
-    Args:
-        named: (B, D) what the SVMs see: fc7 in the papers.
-        placed: (B, E) what the regressors see, where things in the region still have places: pool5.
-    """
-
-    named: Tensor
-    placed: Tensor
-
-
-# Which of the regions (b,) int64, and what is said of them: a part of all, so memory is bounded.
-Parts = Iterable[tuple[Tensor, RegionFeatures]]
-# (images of any sizes, boxes (B, 4) in input pixels, image (B,) int64 whose each is, in order) ->
-# what the network says of them
-Describe = Callable[[Images, Tensor, Tensor], Parts]
-# regions (N, P, 4), which of them are taken, which of these must be (N, P), columns (N, P, ...)
-Chosen = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
-Choose = Callable[[Tensor, Tensor, Truth], Chosen]
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How SVMs and regressors are solved.
-
-    Args:
-        svm: solve SVMs; else the network's own softmax says what a region is.
-        regress: solve regressors; else boxes stay as they were proposed.
-        negative: a proposal that overlaps all boxes of a class by less is a negative of it.
-        near: proposals that overlap a box by more are what its class's regressor learns from.
-        penalty: of the regressors' squared weights, on features of an average norm of 20.
-        images: of the training data that all is solved on, the first ones; None: all.
-        cache_gb: of features on the disk at most; where there were more, fewer proposals of an
-            image are taken.
-        mining: of the SVMs.
-    """
-
-    svm: bool = True
-    regress: bool = True
-    negative: float = 0.3
-    near: float = 0.6
-    penalty: float = 1000.0
-    images: int | None = None
-    cache_gb: float = 20.0
-    mining: Mining = field(default_factory=Mining)
-
-    def __post_init__(self) -> None:
-        if not (self.penalty > 0 and self.cache_gb > 0 and self.mining.C > 0):
-            raise ValueError(
-                "ridge, cache_gb and C must be above 0, got"
-                f" {self.penalty:g}, {self.cache_gb:g} and {self.mining.C:g}"
-            )
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"fit_images must be at least 1, got {self.images}")
 
 
 class FittedRegions(nn.Module):
@@ -190,11 +121,15 @@ class FittedRegions(nn.Module):
             settings: all other things that do, as text.
             images: how many the training data has, None where that is not known.
         """
-        data = _Data(self.fitting, self.num_classes, images, describe, network, settings)
+        data = FeatureExtraction(
+            self.fitting, self.num_classes, images, describe, network, settings
+        )
         made = [("svm", self._fit_svm)] * self.fitting.svm
         made += [("boxes", self._fit_boxes)] * self.fitting.regress
 
-        def stage(name: str, fit: Callable[[_Data, Iterator[Batch], bool], None]) -> FitStage:
+        def stage(
+            name: str, fit: Callable[[FeatureExtraction, Iterator[Batch], bool], None]
+        ) -> FitStage:
             last = name == made[-1][0]
             return FitStage(name, lambda batches: fit(data, batches, last), evaluate=last)
 
@@ -202,7 +137,7 @@ class FittedRegions(nn.Module):
 
     def disk_needed(self, images: int, proposals: int) -> int:
         """Bytes at most of the features of so many images with so many proposals each."""
-        data = _Data(self.fitting, self.num_classes, lambda: images)
+        data = FeatureExtraction(self.fitting, self.num_classes, lambda: images)
         kinds = (self._svm_columns(), self._boxes_columns())
         needed = [
             data.bytes(proposals, share, row_bytes(width, columns))
@@ -214,7 +149,7 @@ class FittedRegions(nn.Module):
         wanted = (self.fitting.svm, self.fitting.regress)
         return max((n for n, there in zip(needed, wanted, strict=True) if there), default=0)
 
-    def _fit_svm(self, data: _Data, batches: Iterator[Batch], last: bool) -> None:
+    def _fit_svm(self, data: FeatureExtraction, batches: Iterator[Batch], last: bool) -> None:
         folder, done = data.folder(), False
         store = folder.store("svm", self.widths[0], self._svm_columns())
         try:
@@ -229,7 +164,7 @@ class FittedRegions(nn.Module):
             store.close()
             folder.close(remove=done and last)
 
-    def _fit_boxes(self, data: _Data, batches: Iterator[Batch], last: bool) -> None:
+    def _fit_boxes(self, data: FeatureExtraction, batches: Iterator[Batch], last: bool) -> None:
         folder, done = data.folder(), False
         folder.drop("svm")  # a checkpoint has the SVMs
         store = folder.store("boxes", self.widths[1], self._boxes_columns())
@@ -249,8 +184,7 @@ class FittedRegions(nn.Module):
 
     def _solve_boxes(self, store: FeatureStore) -> None:
         rows, own, codes = store.column(), np.asarray(store.column("own")), store.column("code")
-        norms = [float(np.linalg.norm(chunk, axis=1).sum()) for _, chunk in chunks(rows)]
-        scale = NORM * max(1, len(rows)) / max(sum(norms), 1e-12)
+        scale = NORM * max(1, len(rows)) / max(total_norm(rows), 1e-12)
         device = self.regressors.device
         step = max(1, READ // self.widths[1])
         self.regressors.zero_()
@@ -300,118 +234,7 @@ class FittedRegions(nn.Module):
         return boxes, chosen, torch.zeros_like(there), {"own": own, "code": code}
 
 
-@dataclass
-class _Data:
-    """Where the regions of the training images and their features come from."""
-
-    fitting: Fitting
-    num_classes: int
-    images: Callable[[], int | None]
-    describe: Describe | None = None
-    network: Callable[[], Iterable[Tensor]] = tuple
-    settings: str = ""
-
-    def folder(self) -> FeatureFolder:
-        fitting = self.fitting
-        decide = (self.settings, self.num_classes, fitting.negative, fitting.near)
-        share = (fitting.cache_gb, fitting.images, self.images())
-        return FeatureFolder(self.network(), repr((decide, share)))
-
-    def bytes(self, proposals: int, share: float, width: int) -> int:
-        """That a store takes at most, or would if ``cache_gb`` were larger: of rows of ``width``
-        bytes, one for a share of the proposals and for each true box."""
-        regions = math.ceil(proposals * share) + BESIDE
-        return int(min((self._count() or 0) * regions * width, self.fitting.cache_gb * 1e9))
-
-    def fill(
-        self,
-        store: FeatureStore,
-        batches: Iterator[Batch],
-        share: float,
-        choose: Choose,
-        part: Callable[[RegionFeatures], Tensor],
-    ) -> None:
-        """Put the chosen regions of all images into the store, but those that are there."""
-        left = math.inf if self.fitting.images is None else self.fitting.images
-        count, limit = self._count(), self.fitting.cache_gb * 1e9 / store.row_bytes
-        most = max(1, int(limit // count)) if count else None
-        started = False
-        for batch in batches:
-            if left < len(batch):
-                batch = batch.rows(slice(0, int(left)))
-            left -= len(batch)
-            if not started:
-                assert batch.images.proposals is not None, "build sees to it that there are some"
-                # Of these images; where others have more, the disk may be full before the end.
-                proposals = batch.images.proposals.shape[1]
-                require_space(store.folder, self.bytes(proposals, share, store.row_bytes))
-                started = True
-            self._add(store, batch, most, choose, part)
-            if store.count > max(limit, BESIDE * (count or 0)):
-                raise _outgrown(self.fitting.cache_gb)
-            if left <= 0:
-                return
-
-    def _add(
-        self,
-        store: FeatureStore,
-        batch: Batch,
-        most: int | None,
-        choose: Choose,
-        part: Callable[[RegionFeatures], Tensor],
-    ) -> None:
-        digests = image_digests(batch.images, batch.targets)
-        new = next((row for row, one in enumerate(digests) if not store.knows(one)), None)
-        if new is None:
-            return
-        boxes, there = proposed(batch.images)
-        boxes, chosen, must, columns = choose(boxes, there, truth_of(batch.images, batch.targets))
-        chosen[:new] = False
-        if most is not None and int(chosen.sum(1).max()) > most:
-            self._warn(most)
-            chosen = thinned(chosen, must, most)
-        image, row = chosen.nonzero(as_tuple=True)
-        assert self.describe is not None
-        rows = boxes.new_empty(len(image), store.width)
-        for some, said in self.describe(batch.images, boxes[image, row], image):
-            rows[some] = part(said).to(rows)
-        own = {name: column[image, row] for name, column in columns.items()}
-        store.add(digests[new:], chosen.sum(1).tolist()[new:], rows, own)
-
-    def _count(self) -> int | None:
-        count, wanted = self.images(), self.fitting.images
-        return count if count is None or wanted is None else min(count, wanted)
-
-    def _warn(self, most: int) -> None:
-        warnings.warn(
-            f"at most {most:,} regions of an image are learnt from, as the features of all would"
-            f" take more than model.cache_gb={self.fitting.cache_gb:g}",
-            stacklevel=2,
-        )
-
-
 def exactly(biases: Tensor, rows: Tensor, planes: Tensor) -> Tensor:
     """(B, D) -> (B, K), in float32 where autocast is on too: in bf16 most margins would be ties."""
     with torch.autocast(rows.device.type, enabled=False):
         return F.linear(rows.float(), planes, biases)
-
-
-def thinned(chosen: Tensor, must: Tensor, most: int) -> Tensor:
-    """(N, P) bool: ``most`` of those chosen of each image, spread evenly over their order, the
-    likeliest first; of these the ``must`` (N, P) all."""
-    must = must & chosen
-    rest = chosen & ~must
-    room = (most - must.sum(1, keepdim=True)).clamp(min=0)
-    count = rest.sum(1, keepdim=True).clamp(min=1)
-    room = room.minimum(count)
-    rank = rest.cumsum(1)  # from 1
-    return must | (rest & (rank * room // count > (rank - 1) * room // count))
-
-
-def _outgrown(cache_gb: float) -> UserError:
-    return UserError(
-        f"the features of the regions outgrow model.cache_gb={cache_gb:g}",
-        field="model.cache_gb",
-        advice="take more, or fewer proposals (proposals.count=) or model.fit_images=, and resume",
-        code=Exit.MACHINE,
-    )

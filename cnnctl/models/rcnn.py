@@ -31,13 +31,14 @@ from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, truth_of
-from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures
+from cnnctl.models.fitted_regions import FittedRegions
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import Parts, dense_layers, parts_of
+from cnnctl.models.region_features import RegionFeatures
+from cnnctl.models.region_fitting import fitting_of
+from cnnctl.models.region_head import FEW_UNITS, Parts, dense_layers, parts_of
 from cnnctl.models.regions import best_regions, proposed
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.clock import REGIONS, timed
-from cnnctl.ops.hard_negatives import Mining
 from cnnctl.ops.matching import match, sample, taken
 from cnnctl.ops.warped_crops import warped_crops
 from cnnctl.structures import Batch, Images, Targets
@@ -45,7 +46,6 @@ from cnnctl.structures import Batch, Images, Targets
 POSITIVES, OBJECT = 0.25, 0.5  # 32 of 128 crops show an object; overlap from which one does
 NOTHING = -1  # the label of a crop that counts for nothing
 CROPS, MANY_CROPS = 128, 256
-UNITS = (256, 256)  # of the dense layers for small images
 PLACED = 9216  # numbers at most that a regressor sees: AlexNet's pool5
 BINS = 6  # along a side of them
 AT_ONCE = 1 << 22  # pixels of the crops that go through the network together
@@ -113,7 +113,7 @@ class RCNN(DetectionModel):
         if crops is None:
             crops = MANY_CROPS if small else CROPS
         if dense is None:
-            dense = UNITS if small else ()
+            dense = FEW_UNITS if small else ()
         require_counts(side=side, crops=crops, detections=detections, dense=min(dense, default=1))
         require_shares(score=score, overlap=overlap)
         if frozen_norm:
@@ -125,14 +125,7 @@ class RCNN(DetectionModel):
             backbone.require((side, side))
         parts = whole(backbone) if at == "whole" else parts_of(backbone, size, "rcnn", at, dense)
         self.network = RegionNetwork(parts, dense, side, num_classes, cut=at != "whole")
-        fitting = Fitting(
-            svm=svm,
-            regress=regress,
-            images=fit_images if fit_images is not None or not small else 500,
-            penalty=ridge,
-            cache_gb=cache_gb,
-            mining=Mining(C=C, seed=torch.initial_seed() % 2**31),
-        )
+        fitting = fitting_of(size, svm, regress, fit_images, C, ridge, cache_gb)
         net = self.network
         self.fitted = FittedRegions(num_classes, net.width, net.placed, fitting, classes)
 

@@ -22,10 +22,11 @@ from cnnctl.backbones.vgg import VGG
 from cnnctl.models.one_stage import SMALL
 
 Map = Literal["c3", "c4"]
-BINS, FEW_BINS = (
-    7,
-    4,
-)  # along a side of a region that dense layers of one's own see; of small images
+BINS, FEW_BINS = 7, 4  # along a region's side that dense layers of one's own see; of small images
+FEW_UNITS = (256, 256)  # of dense layers of one's own, of small images
+# Numbers of pooled regions that go through the dense layers together. Each time the weights are
+# made bf16 anew, which for few regions takes as long as the product.
+CHUNK = 1 << 24
 
 
 @dataclass

@@ -18,6 +18,8 @@ from cnnctl.ops.clock import POST_PROCESSING, timed
 from cnnctl.ops.matching import match, sample
 from cnnctl.structures import Images
 
+REGIONS_OF_AN_IMAGE, FEW_REGIONS = 64, 32  # that are trained on; few of one below 256 pixels
+
 
 @dataclass
 class Regions:

@@ -35,27 +35,38 @@ from cnnctl.backbones.base import Backbone
 from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, of_one_size, truth_of
-from cnnctl.models.fitted_regions import FittedRegions, Fitting, RegionFeatures
+from cnnctl.models.fitted_regions import FittedRegions
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import Map, centre_of, dense_layers, parameters_of, parts_of
-from cnnctl.models.regions import best_regions, proposed, sampled
+from cnnctl.models.region_features import RegionFeatures
+from cnnctl.models.region_fitting import fitting_of
+from cnnctl.models.region_head import (
+    CHUNK,
+    FEW_UNITS,
+    Map,
+    centre_of,
+    dense_layers,
+    parameters_of,
+    parts_of,
+)
+from cnnctl.models.regions import (
+    FEW_REGIONS,
+    REGIONS_OF_AN_IMAGE,
+    best_regions,
+    proposed,
+    sampled,
+)
 from cnnctl.ops.boxes import Detections, area
 from cnnctl.ops.clock import REGIONS, timed
-from cnnctl.ops.hard_negatives import Mining
 from cnnctl.ops.levels import filled_up
 from cnnctl.ops.projection import projected
 from cnnctl.ops.regions import spatial_pyramid_pool
 from cnnctl.structures import Images, Targets
 
 LEVELS, FEW_LEVELS = (1, 2, 3, 6), (1, 2, 4)  # of the pyramid; few of small images
-UNITS, FEW_UNITS, DROPOUT = (4096, 4096), (256, 256), 0.5
-REGIONS_OF_AN_IMAGE, FEW_REGIONS, FEW_IMAGES = 64, 32, 500
+UNITS, DROPOUT = (4096, 4096), 0.5
 WINDOW = 224 / 688  # a window is best seen at 224 pixels, in an image whose shorter side has 688
 NEAR = 0.5  # overlap of the proposals that regressors learn from (section 4.1)
 PLACED = 12800  # numbers at most that a regressor sees: 50 bins of ZF-5's 256 channels
-# Numbers of pooled regions that go through the dense layers together. Each time the weights are
-# made bf16 anew, which for few regions takes as long as the product.
-CHUNK = 1 << 24
 
 
 @dataclass
@@ -160,15 +171,7 @@ class SPPNet(DetectionModel):
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.zeros_(self.cls_score.bias)
         self.placed = placed_length(levels, parts.channels)
-        fitting = Fitting(
-            svm=svm,
-            regress=regress,
-            near=NEAR,
-            images=fit_images if fit_images is not None or large else FEW_IMAGES,
-            penalty=ridge,
-            cache_gb=cache_gb,
-            mining=Mining(C=C, seed=torch.initial_seed() % 2**31),
-        )
+        fitting = fitting_of(size, svm, regress, fit_images, C, ridge, cache_gb, near=NEAR)
         self.fitted = FittedRegions(num_classes, dense[-1], self.placed, fitting, classes)
 
     def stages(self) -> Sequence[Stage]:

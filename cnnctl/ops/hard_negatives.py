@@ -75,7 +75,7 @@ def mined_planes(
     m, d = rows.shape
     k = blocked.shape[1]
     own = np.asarray(own)
-    scale = NORM / max(_average_norm(rows), 1e-12)
+    scale = NORM / max(total_norm(rows) / max(1, m), 1e-12)
     weights, biases = np.zeros((k, d)), np.full(k, NEVER)
     classes = [_OneClass(j, d, own == j, mining) for j in range(k)]
     absent = [one.number for one in classes if not len(one.positives)]
@@ -179,9 +179,9 @@ def chunks(rows: Any, numbers: int = CHUNK):
         yield start, np.asarray(rows[start : start + step], np.float32)
 
 
-def _average_norm(rows: Any) -> float:
-    total = sum(float(np.linalg.norm(chunk, axis=1).sum()) for _, chunk in chunks(rows))
-    return total / max(1, len(rows))
+def total_norm(rows: Any) -> float:
+    """The lengths of all rows, summed."""
+    return sum(float(np.linalg.norm(chunk, axis=1).sum()) for _, chunk in chunks(rows))
 
 
 def _without_examples(absent: list[int], names: Sequence[str] | None) -> str:

@@ -9,15 +9,12 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from cnnctl.errors import Exit, UserError
-from cnnctl.models import fitted_regions
+from cnnctl.models import fitted_regions, region_features
 from cnnctl.models.detection import Truth
 from cnnctl.models.feature_cache import features_folder
-from cnnctl.models.fitted_regions import (
-    FittedRegions,
-    Fitting,
-    RegionFeatures,
-    thinned,
-)
+from cnnctl.models.fitted_regions import FittedRegions
+from cnnctl.models.region_features import RegionFeatures, thinned
+from cnnctl.models.region_fitting import Fitting
 from cnnctl.ops.boxes import encode
 from cnnctl.ops.hard_negatives import Mining, mined_planes
 from cnnctl.ops.linear_svm import NEVER
@@ -268,7 +265,7 @@ def test_a_full_disk_is_found_out_before_the_network_runs(monkeypatch):
         assert needed == 2 * (30 + 16) * (2 * 6 + 2 + K)
         raise UserError("full", code=Exit.MACHINE)
 
-    monkeypatch.setattr(fitted_regions, "require_space", none_left)
+    monkeypatch.setattr(region_features, "require_space", none_left)
     with pytest.raises(UserError):
         solved(Fitting(), describe)
     assert describe.asked == 0

@@ -18,7 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalMethod(ABC):
-    """A way to propose regions: plain numbers, so that it travels to another process as it is.
+    """A way to propose regions, and its numbers.
+
+    Where ``forks``, it is of plain values alone, so that it travels to another process as it is.
 
     Args:
         count: the most boxes of one image.
