@@ -5,27 +5,28 @@ No network is asked: a proposal is good where it lies on an object of any class.
 
 from __future__ import annotations
 
-import functools
+import errno
 import io
 import json
 import math
-import time
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from cnnctl import build, compose
 from cnnctl.commands.eval_predictions import truth_rows
 from cnnctl.commands.proposing import made, method_of
 from cnnctl.data.base import SPLITS, Dataset, NoSplit
 from cnnctl.data.image_file import printable
+from cnnctl.data.proposal_cache import Kept
 from cnnctl.data.proposals.base import ProposalMethod
+from cnnctl.data.proposed import Computed
 from cnnctl.drawing.recall_pictures import recall_curves
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
@@ -35,43 +36,7 @@ from cnnctl.metrics.proposal_recall import ProposalRecall, Recall
 
 _PARTS = ("data", "task", "proposals", "trainer", "trust")  # of a configuration, that have a say
 _ALL = "all"
-_SIZES = 16  # of images whose proposals are held
 _IOUS = (0.5, 0.7, 0.9)  # columns of the table on the console
-
-
-class Source(Protocol):
-    """The proposals of a split, one image at a time: there are too many to hold them all."""
-
-    @property
-    def seconds(self) -> float:
-        """For an image, of one core; of a network on the wall."""
-        ...
-
-    def of(self, index: int) -> Tensor:
-        """(P, 4) float32, the likeliest first."""
-        ...
-
-
-class OfSizes:
-    """Those of a method that does not look: made once for each size of an image."""
-
-    def __init__(self, data: Dataset, method: ProposalMethod) -> None:
-        self.data, self.method = data, method
-        self._times: list[float] = []
-        self._of_shape = functools.lru_cache(_SIZES)(self._made)
-
-    @property
-    def seconds(self) -> float:
-        return sum(self._times) / max(1, len(self._times))
-
-    def of(self, index: int) -> Tensor:
-        return self._of_shape(tuple(self.data[index][0].shape))
-
-    def _made(self, shape: tuple[int, ...]) -> Tensor:
-        started = time.process_time()
-        boxes = self.method.propose(torch.zeros(shape, dtype=torch.uint8))
-        self._times.append(time.process_time() - started)
-        return boxes
 
 
 @dataclass(frozen=True)
@@ -131,9 +96,10 @@ def run(config: DictConfig, chosen: dict[str, str], options: DictConfig) -> int:
                 if options.split != _ALL:
                     raise
                 continue
-            source: Source = OfSizes(data, method)
             if method.looks:
                 source = made(config, data, method, Processes(), console, stop, split)
+            else:
+                source = Computed(method)
             found = _scored(data, source, method, console, stop)
             curves[split] = found.recall
             _tell(console, f"{chosen['proposals']} on {chosen['data']}, {split}", found)
@@ -179,20 +145,36 @@ def _require_writable(path: Path) -> None:
         problem = "is a folder" if path.is_dir() else "is in a folder that is not there"
         advice = "<another file>.png"
     else:
+        for file in (path, path.with_suffix(".json")):
+            if not os.access(file if file.exists() else file.parent, os.W_OK):
+                raise _not_written(file, os.strerror(errno.EACCES))
         return
     raise UserError(problem, file=printable(path), field="output", advice=f"output={advice}")
 
 
+def _not_written(file: Path, reason: object) -> UserError:
+    return UserError(
+        f"cannot be written: {reason}",
+        file=printable(file),
+        field="output",
+        advice="output=<another file>",
+        code=Exit.MACHINE,
+    )
+
+
 def _scored(
-    data: Dataset, source: Source, method: ProposalMethod, console: Console, stop: StopFlag
+    data: Dataset, source: Kept | Computed, method: ProposalMethod, console: Console, stop: StopFlag
 ) -> Scored:
-    """How many objects of any class the proposals are on; their images are not read for it."""
+    """How many objects of any class the proposals are on; where these are not kept, images are read
+    for their size."""
     truth, recall = truth_rows(data), ProposalRecall()
     ends = np.searchsorted(truth.image, np.arange(len(data) + 1))
     counts = np.zeros(len(data), np.int64)
     with console.bar_if_slow("images") as show:
         for index, (start, end) in enumerate(pairwise(ends.tolist())):
-            own, boxes = truth.at(np.arange(start, end)), source.of(index)
+            own = truth.at(np.arange(start, end))
+            kept = isinstance(source, Kept)
+            boxes = source.of(index) if kept else source.of(index, data[index][0])
             counts[index] = len(boxes)
             columns = (own.boxes, own.crowd | own.difficult)
             columns = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
@@ -272,11 +254,5 @@ def _write(console: Console, path: Path, record: dict[str, Any], picture: torch.
         try:
             file.write_bytes(content)
         except OSError as error:
-            raise UserError(
-                f"cannot be written: {error.strerror or error}",
-                file=printable(file),
-                field="output",
-                advice="output=<another file>",
-                code=Exit.MACHINE,
-            ) from None
+            raise _not_written(file, error.strerror or error) from None
         console.say(f"written: {file}")

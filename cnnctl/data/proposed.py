@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cnnctl.data.base import ArrayDataset, Dataset
+from cnnctl.data.proposal_cache import clock_of
 from cnnctl.data.proposals.base import ProposalMethod
 
 _FACTS = ("classes", "palette", "channels", "mean", "std", "size", "mirror", "skeleton", "skipped")
@@ -34,11 +35,20 @@ class Found(Protocol):
 
 
 class Computed:
-    """Proposals made when they are asked for; those of a method that does not look, once a size."""
+    """Proposals made when they are asked for; those of a method that does not look, once a size.
+
+    Attributes:
+        seconds: for a time that they were made, as ``proposal_cache.Kept`` has them.
+    """
 
     def __init__(self, method: ProposalMethod) -> None:
-        self.method = method
+        self.method, self._clock = method, clock_of(method)
         self._of_size: dict[tuple[int, ...], Tensor] = {}
+        self._seconds, self._times = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds / max(1, self._times)
 
     @property
     def most(self) -> int:
@@ -46,13 +56,20 @@ class Computed:
 
     def of(self, index: int, image: Tensor) -> Tensor:
         if self.method.looks:
-            return self.method.propose(image)
+            return self._made(image)
         size = tuple(image.shape[-2:])
         if size not in self._of_size:
             if len(self._of_size) == _SIZES:  # the oldest goes: photos have many sizes
                 del self._of_size[next(iter(self._of_size))]
-            self._of_size[size] = self.method.propose(image)
+            self._of_size[size] = self._made(image)
         return self._of_size[size]
+
+    def _made(self, image: Tensor) -> Tensor:
+        started = self._clock()
+        boxes = self.method.propose(image)
+        self._seconds += self._clock() - started
+        self._times += 1
+        return boxes
 
 
 def proposed(whole: Dataset, method: ProposalMethod, found: Found | None = None) -> Dataset:

@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from cnnctl import compose
-from cnnctl.commands import proposals, proposing
+from cnnctl.commands import proposing
 from cnnctl.data import digit_scenes
 from cnnctl.data.digit_boxes import DigitBoxes
 from cnnctl.data.proposals.opencv import opencv
@@ -286,7 +286,15 @@ def test_where_it_cannot_be_written_is_said_at_once(
     assert kept() == []
 
 
-def test_without_a_look_at_the_pixels_a_size_is_asked_once(monkeypatch):
+def test_a_file_that_is_read_only_is_said_at_once(own, command, capsys, monkeypatch):
+    """The folder, for root may write everywhere: as the system would answer another user."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert command("proposals", *own, *SCENES, "proposals=corner", "output=said.png") == 5
+    assert "said.png: output: cannot be written: Permission denied" in capsys.readouterr().err
+    assert kept() == []
+
+
+def test_without_a_look_at_the_pixels_a_size_is_asked_once(command, capsys, monkeypatch):
     asked = []
     real = SlidingWindows.propose
     monkeypatch.setattr(
@@ -294,10 +302,11 @@ def test_without_a_look_at_the_pixels_a_size_is_asked_once(monkeypatch):
         "propose",
         lambda self, image: asked.append(image.shape) or real(self, image),
     )
-    data = DigitBoxes("test", None, 64, (1, 3), (0.3, 0.6), 8, 4, 5)
-    source = proposals.OfSizes(data, SlidingWindows(count=9))
-    assert all(torch.equal(source.of(k), source.of(0)) for k in range(5))
+    given = ("proposals=sliding_windows", "proposals.count=9", "split=test", "output=said.png")
+    assert command("proposals", *SCENES, *given) == 0
+    assert "9 an image (median), 9 to 9" in capsys.readouterr().out
     assert asked == [(3, 64, 64)]
+    assert json.loads(Path("said.json").read_text())["test"]["seconds_an_image"] > 0
 
 
 @pytest.mark.parametrize(("line", "problem"), ALONE, ids=[line for line, _ in ALONE])
