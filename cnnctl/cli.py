@@ -22,10 +22,14 @@ COMMANDS = {
     "eval": "score a checkpoint on a split of the data",
     "predict": "classes of your own images, as JSON lines and pictures",
     "info": "layers, parameters, FLOPs and receptive field of a network, before any training",
+    "bench": "how fast a configuration is, beside variants of it, and where the time goes",
     "data": "which data sets there are; show, check, fetch or export one; clean what is kept",
     "proposals": "make the proposals of a data set ahead, and say how many objects they find",
 }
-ACTIONS = {"data": ("list", "show", "check", "fetch", "export", "clean")}
+ACTIONS = {
+    "data": ("list", "show", "check", "fetch", "export", "clean"),
+    "bench": ("peers",),  # without it: the configuration itself
+}
 _SWITCHES = {
     "-h": "help",
     "--help": "help",
@@ -37,6 +41,7 @@ PRIMARY = {
     "train": "train",
     "tune": "tune",
     "info": "train",
+    "bench": "train",
     "data": "train",
     "proposals": "train",
     "eval": "eval",
@@ -44,6 +49,7 @@ PRIMARY = {
 }
 BESIDE = {  # keys beside those of PRIMARY
     ("info", None): "info",
+    ("bench", None): "bench",
     ("data", "export"): "export",
     ("data", "clean"): "clean",
     ("proposals", None): "recall",
@@ -148,8 +154,14 @@ def _run(call: Call) -> int:
         from cnnctl.commands import sweep
 
         return sweep.run(call.overrides, call.config_dir)
+    if call.action == "peers":
+        from cnnctl.commands import bench_peers
+
+        return bench_peers.run(call.overrides, call.config_dir)
     own, others = call.overrides, []
-    if call.command == "proposals":
+    if call.command == "bench":
+        own = [compose.quoted_list("variants", text) for text in own]
+    elif call.command == "proposals":
         own = _with_defaults(own)
     beside = BESIDE.get((call.command, call.action))
     if beside is not None:
@@ -169,7 +181,7 @@ def _run(call: Call) -> int:
 
         print(OmegaConf.to_yaml(compose.settings(config)), end="")
         return Exit.DONE
-    return _hand_over(call, config, others)
+    return _hand_over(call, config, own, others)
 
 
 def _with_defaults(overrides: list[str]) -> list[str]:
@@ -191,7 +203,7 @@ def _resumes(overrides: list[str]) -> bool:
     return bool(given) and given[-1] not in ("", "null")
 
 
-def _hand_over(call: Call, config: Any, others: list[str]) -> int:
+def _hand_over(call: Call, config: Any, own: list[str], others: list[str]) -> int:
     from cnnctl import compose
 
     settings = compose.settings(config)
@@ -224,6 +236,11 @@ def _hand_over(call: Call, config: Any, others: list[str]) -> int:
         if options is not None and options.draw is not None:
             draw.run(settings, chosen, options)
         return Exit.DONE
+    if call.command == "bench":
+        from cnnctl.commands import bench
+
+        assert options is not None  # BESIDE has keys of it
+        return bench.run(options, own, call.config_dir)
     if call.command == "proposals":
         from cnnctl.commands import proposals
 

@@ -32,6 +32,12 @@ _TYPES: dict[str, Any] = {
     "checkpoint": str | list[str] | None,
     "predictions": str | None,
     "split": str,
+    "variants": list[str],
+    "parts": list[str],
+    "turns": int,
+    "budget": float,
+    "profile": bool,
+    "json": str | None,
 }
 
 
@@ -328,3 +334,40 @@ def quoted(path: Path) -> str:
     text = str(path)
     plain = re.fullmatch(r"[A-Za-z0-9._/+-]+", text)
     return text if plain else "'" + text.replace("'", r"\'") + "'"
+
+
+def quoted_list(key: str, text: str) -> str:
+    """An override of ``key``, a list of overrides, with each of them in quotes: Hydra's grammar
+    has no ``=`` in a list. Every other override as it is."""
+    name, given, value = text.partition("=")
+    if name != key or not given or value == "null":
+        return text
+    listed = value.strip()
+    if listed[:1] == "[" and listed[-1:] == "]":
+        listed = listed[1:-1]
+    items = [item for item in split_outside(listed, ",") if item]
+    return f"{key}=[{','.join(_in_quotes(item) for item in items)}]"
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split at ``separator`` where it is in no brackets or quotes; what is around a piece is
+    stripped of spaces."""
+    pieces, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter == separator and not depth and not quote:
+            pieces.append("")
+            continue
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[({") - (letter in "])}")
+        pieces[-1] += letter
+    return [piece.strip() for piece in pieces]
+
+
+def _in_quotes(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text
+    return "'" + text.replace("'", r"\'") + "'"

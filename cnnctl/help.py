@@ -31,6 +31,12 @@ EXAMPLES = {
         "cnnctl info model=resnet20 data=cifar10",
         "cnnctl info task=detect data=voc draw=anchors",
     ],
+    "bench": [
+        "cnnctl bench model=resnet20 data=cifar10",
+        "cnnctl bench model=resnet20 data=cifar10 'variants=[trainer.precision=fp32]'",
+        "cnnctl bench task=detect parts=[load,step,evaluate,start] json=detect.json",
+        "cnnctl bench peers",
+    ],
     "data": [
         "cnnctl data list",
         "cnnctl data show data=mnist",
@@ -45,6 +51,7 @@ EXAMPLES = {
 }
 BESIDE = {  # -> YAMLs, and what each is of
     "info": [("info", "drawing")],
+    "bench": [("bench", "the measurement")],
     "data": [("export", "export"), ("clean", "clean")],
     "proposals": [("recall", "proposals")],
 }

@@ -163,7 +163,7 @@ def _prepare(
         taken = start(config, model, train.classes, console)
         learnt = _learnt(task, train, processes, console, stop)
         model.load_state_dict(learnt, strict=False)
-    model = _placed(model, trainer, machine)
+    model = placed(model, trainer, machine)
     journal = Journal(
         console,
         lambda batch: task.draw_batch(batch, train),
@@ -240,7 +240,7 @@ def _learnt(
     return learnt
 
 
-def _placed(model: Model, trainer: Trainer, machine: Machine) -> Model:
+def placed(model: Model, trainer: Trainer, machine: Machine) -> Model:
     """The model on its device, as it is trained there."""
     machine.place(model)
     if trainer.sync_batchnorm:

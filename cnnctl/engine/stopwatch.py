@@ -56,6 +56,7 @@ def interleaved(
     device: torch.device | None = None,
     budget: float | None = None,
     stop: Callable[[], object] = bool,
+    before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:
     """Run every side once a turn, in an order that rotates by one from turn to turn.
 
@@ -67,6 +68,7 @@ def interleaved(
         budget: seconds, after which no turn begins but the first ``LEAST_TURNS``; the warm turns
             do not count.
         stop: whether to end at once; asked before each side. What is timed by then is returned.
+        before: called with the name of each side before it runs; its time does not count.
 
     Returns:
         times of each side, in the order of ``sides``.
@@ -83,6 +85,7 @@ def interleaved(
         for name in names[first:] + names[:first]:
             if stop():
                 return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+            before(name)
             taken = _seconds(sides[name], device)
             if turn >= 0:
                 seconds[name].append(taken)

@@ -80,6 +80,17 @@ def test_what_is_timed_when_asked_to_stop_is_kept(work):
     assert {name: len(side.seconds) for name, side in times.items()} == {"a": 3, "b": 2}
 
 
+def test_what_is_done_before_a_side_is_not_timed(clock, work):
+    def before(name):
+        before.names += name
+        clock.seconds += 10
+
+    before.names = ""
+    times = interleaved({"a": work("a", 1, 1), "b": work("b", 2, 2)}, 2, warm=0, before=before)
+    assert before.names == "".join(work.order) == "abba"
+    assert {name: side.seconds for name, side in times.items()} == {"a": (1, 1), "b": (2, 2)}
+
+
 def test_the_peak_is_the_larger_of_two_known_numbers_of_operations(monkeypatch, clock):
     def work(seconds, flops):
         def run():

@@ -1,0 +1,342 @@
+"""What ``cnnctl bench`` times: a configuration's data, loaders, model and training step, built as
+``cnnctl train`` builds them, and the three pieces of work that a run repeats."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cnnctl import build, compose
+from cnnctl.commands.proposing import with_proposals
+from cnnctl.commands.start import start
+from cnnctl.commands.train import placed
+from cnnctl.data.base import Dataset, NoSplit
+from cnnctl.data.loaders import Loader, ResidentLoader
+from cnnctl.engine.console import Console
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.inference import evaluate
+from cnnctl.engine.journal import Journal
+from cnnctl.engine.loop import Loop
+from cnnctl.engine.machine import Machine, faults_explained, set_deterministic
+from cnnctl.engine.processor import size_of
+from cnnctl.engine.schedules import Constant
+from cnnctl.engine.signals import StopFlag
+from cnnctl.engine.trainer import Trainer
+from cnnctl.errors import UserError
+from cnnctl.models.base import GradientStage, Model
+from cnnctl.randomness import key
+from cnnctl.tasks.base import Task
+
+BASE = "base"
+_BATCHES = 3  # that the steps go round; a variant with the same batch size sees the same ones
+_NO_END = 10**9  # steps
+_WARM = 1 << 14  # numbers, added up by all threads: they exist from then on
+
+
+@dataclass
+class Subject:
+    """The configuration, or a variant of it, ready to be timed.
+
+    Args:
+        name: ``BASE``, or the variant as it was written.
+        threads, deterministic: of the whole process, while it is this one's turn.
+        train, val: the loaders; without a val split the training images are evaluated.
+    """
+
+    name: str
+    words: list[str]
+    config: DictConfig
+    chosen: dict[str, str]
+    task: Task
+    trainer: Trainer
+    machine: Machine
+    threads: int
+    train: Loader
+    val: Loader
+    model: Model
+
+    @property
+    def deterministic(self) -> bool:
+        return self.trainer.deterministic
+
+    def take_turn(self, threads: int | None = None) -> None:
+        """Give the process this one's threads and its say on determinism."""
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:
+            set_deterministic(self.deterministic)
+        wanted = threads or self.threads
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+            torch.ones(_WARM * wanted).add_(1).sum()
+
+    def described(self) -> str:
+        compiled = ", compiled" if self.trainer.compile else ""
+        parts = f" in {self.trainer.accumulate} parts" if self.trainer.accumulate > 1 else ""
+        return f"{self.machine.describe()}{compiled}, batches of {self.trainer.batch_size}{parts}"
+
+    @contextmanager
+    def faults_named(self) -> Iterator[None]:
+        """What the machine cannot do is one sentence, and says which variant asked for it."""
+        size = self.train.augmentation.size
+        with named(self.name), faults_explained(self.trainer.held_at_once(size, Processes())):
+            yield
+
+
+@contextmanager
+def named(variant: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if variant != BASE and error.record is None:
+            error.record = f'variant "{variant}"'
+        raise
+
+
+@dataclass
+class Work:
+    """One of the things that a run repeats.
+
+    Args:
+        run: does it once.
+        images: that it goes through.
+        ready: what must be so before it, and takes no part in it.
+        own: bytes that it keeps from turn to turn: weights, gradients, the optimizer's state.
+    """
+
+    run: Callable[[], object]
+    images: int
+    ready: Callable[[], None]
+    own: Callable[[], int] = lambda: 0
+
+
+@dataclass
+class Workshop:
+    """Builds subjects; what several of them share is there once.
+
+    Args:
+        words: of the command line, those of ``train``.
+    """
+
+    words: list[str]
+    config_dir: str | None
+    console: Console
+    stop: StopFlag
+    _made: dict[str, Any] = field(default_factory=dict)
+    _threads: int = field(default_factory=torch.get_num_threads)
+
+    def subjects(self, variants: list[str]) -> list[Subject]:
+        """The configuration and its variants.
+
+        Raises:
+            UserError: one does not compose, or cannot be compared with the first.
+        """
+        names = [BASE, *variants]
+        composed = []
+        for name in names:
+            with named(name):
+                composed.append(self._composed("" if name == BASE else name))
+        made: list[Subject] = []
+        for name, (words, config, chosen) in zip(names, composed, strict=True):
+            with named(name), faults_explained():
+                made.append(self._subject(name, words, config, chosen, made[:1]))
+        return made
+
+    def _composed(self, variant: str) -> tuple[list[str], DictConfig, dict[str, str]]:
+        own = [word for word in compose.split_outside(variant, " ") if word]
+        keys = {_key(word) for word in own}
+        words = [word for word in self.words if _key(word) not in keys] + own
+        composed = compose.compose("train", words, self.config_dir)
+        config, chosen = compose.settings(composed), compose.choices(composed)
+        build.check(config, chosen)
+        if config.trainer.devices > 1:
+            raise UserError(
+                f"is {config.trainer.devices}, and bench times one process",
+                field="trainer.devices",
+                advice="take trainer.devices=1",
+            )
+        return words, config, chosen
+
+    def _subject(
+        self,
+        name: str,
+        words: list[str],
+        config: DictConfig,
+        chosen: dict[str, str],
+        base: list[Subject],
+    ) -> Subject:
+        torch.set_num_threads(self._threads)
+        trainer = build.trainer(config)
+        machine = trainer.machine(Processes())
+        task = build.task(config)
+        for one in base:
+            _check_same(one.task.name, task.name, "task")
+        train, val = self._data(config)
+        for one in base:
+            _check_same(one.train.dataset.classes, train.classes, "classes")
+        trainer.total_steps(len(train))
+        augmentation = build.augmentation(config, train)
+        torch.manual_seed(key(config.seed, "init"))
+        build.with_published_weights(config)
+        model = build.model(config, train, augmentation.size)
+        start(config, model, train.classes, Console(quiet=True))
+        alone = replace(trainer, workers=0)  # what one core loads, and nothing beside the others
+        where = [str(machine.device), trainer.loader, trainer.batch_size == 1]
+
+        def loader(data: Dataset) -> Loader:
+            return self._once(
+                [id(data), *_plain(config, "augmentation", "task", "seed"), *where],
+                lambda: alone.load(data, augmentation, machine, Processes(), config.seed),
+            )
+
+        return Subject(
+            name,
+            words,
+            config,
+            chosen,
+            task,
+            trainer,
+            machine,
+            torch.get_num_threads(),
+            loader(train),
+            loader(val if val is not None else train),
+            placed(model, trainer, machine),
+        )
+
+    def _data(self, config: DictConfig) -> tuple[Dataset, Dataset | None]:
+        def read() -> tuple[Dataset, Dataset | None]:
+            train = build.dataset(config, "train")
+            try:
+                splits = [train, build.dataset(config, "val")]
+            except NoSplit:
+                splits = [train]
+            splits = with_proposals(config, splits, Processes(), self.console, self.stop)
+            return splits[0], splits[1] if len(splits) > 1 else None
+
+        return self._once(_plain(config, "data", "task", "proposals", "seed"), read)
+
+    def _once(self, what: list[Any], make: Callable[[], Any]) -> Any:
+        name = json.dumps(what, sort_keys=True, default=str)
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _plain(config: DictConfig, *names: str) -> list[Any]:
+    nodes = [config.get(name) for name in names]
+    return [
+        OmegaConf.to_container(node) if OmegaConf.is_config(node) else node  # pyright: ignore
+        for node in nodes
+    ]
+
+
+def _check_same(base: Any, own: Any, what: str) -> None:
+    if base != own:
+        raise UserError(
+            f"has another {what} than the configuration that it is a variant of,"
+            " and cannot be compared with it",
+            field="variants",
+            advice="time it by itself",
+        )
+
+
+def loading(subject: Subject) -> Work:
+    """The next training batch, augmented and normalised, on the device; where images are read
+    one by one, by one core."""
+    batch = subject.trainer.batch_size
+    batches = subject.train.train(0, _NO_END, batch, 0)
+    threads = None if isinstance(subject.train, ResidentLoader) else 1
+    return Work(lambda: next(batches), batch, lambda: subject.take_turn(threads))
+
+
+def stepping(subject: Subject) -> Work:
+    """One step of the training loop with a batch that is there: forward, backward, optimizer.
+
+    The learning rate is 0: the network stays as it was drawn, and every turn does the same.
+
+    Raises:
+        UserError: nothing of the model is trained by gradients.
+    """
+    trainer, loader = subject.trainer, subject.train
+    batches = list(loader.train(0, _BATCHES, trainer.batch_size, 0))
+    loop = Loop(
+        trainer=replace(trainer, steps=_NO_END, watch=False),
+        model=subject.model,
+        machine=subject.machine,
+        processes=Processes(),
+        train=loader,
+        val=None,
+        optimizer=build.optimizer(subject.config),
+        schedule=_Still(),
+        evaluator=subject.task.evaluator,
+        monitor=subject.task.best,
+        larger_is_better=True,
+        seed=subject.config.seed,
+        describe={},
+        journal=Journal(Console(quiet=True), lambda batch: {}, lambda *seen: {}),
+        stop=StopFlag(),
+    )
+    loop.prepare()
+    step = loop.begin(_gradient_stage(subject))
+    turn = itertools.count()
+
+    def ready() -> None:
+        subject.take_turn()
+        loop.progress.pending.clear()  # as a log does now and then
+
+    def own() -> int:
+        assert loop.opt is not None
+        state = [value for of in loop.opt.state.values() for value in of.values()]
+        models = (subject.model, loop.evaluated_model())
+        weights = [one for model in models for one in (*model.parameters(), *model.buffers())]
+        gradients = [p.grad for p in subject.model.parameters() if p.grad is not None]
+        return size_of([*state, *weights, *gradients])
+
+    return Work(lambda: step(batches[next(turn) % _BATCHES]), trainer.batch_size, ready, own)
+
+
+def evaluating(subject: Subject) -> Work:
+    """The first batch of the evaluation: loss, predictions and metrics."""
+    _gradient_stage(subject)  # what is fitted at once has nothing to say yet
+    at_once = subject.trainer.evaluation_batch(subject.model, subject.val.augmentation)
+    numbered = next(subject.val.in_order(at_once))
+
+    def run() -> None:
+        evaluator = subject.task.evaluator(subject.val.dataset)
+        evaluate(subject.model, [numbered], evaluator, subject.machine, Processes())
+
+    def own() -> int:
+        return size_of([*subject.model.parameters(), *subject.model.buffers()])
+
+    return Work(run, len(numbered[1]), subject.take_turn, own)
+
+
+class _Still(Constant):
+    def curve(self, step: int, warm: int, total: int, per_epoch: int) -> float:
+        return 0.0
+
+
+def _gradient_stage(subject: Subject) -> GradientStage:
+    """The first of what the model, or ``transfer=``, trains by gradients."""
+    transfer, model = build.transfer(subject.config), subject.model
+    try:
+        stages = transfer.stages(model, None, lambda text: None) if transfer else model.stages()
+    except ValueError as error:
+        raise UserError(str(error), field="transfer", advice="take transfer=none") from None
+    found = next((stage for stage in stages if isinstance(stage, GradientStage)), None)
+    if found is None:
+        raise UserError(
+            f"{subject.chosen['model']} is fitted at once: it has no training step to time",
+            field="model",
+            advice="take parts=[load], or a model that is trained by gradients",
+        )
+    return found
