@@ -40,9 +40,11 @@ MAY_IMPORT = {
     "binding": {"errors"},
     "completion": {"errors", "compose", "cli"},
     "build": BASE | {"binding", "data", "engine", "models", "models.base", "backbones", "tasks"},
+    # What cnnctl is compared with, and how: whole runs of both.
+    "peers": BASE | {"build", "compose", "data", "engine", "models", "models.base", "ops"},
     "commands": BASE
-    | {"build", "compose", "data", "drawing", "drawing.pictures", "engine", "help", "metrics"}
-    | {"models", "models.base", "ops", "outcome", "tasks"},
+    | {"binding", "build", "compose", "data", "drawing", "drawing.pictures", "engine", "help"}
+    | {"metrics", "models", "models.base", "ops", "outcome", "peers", "tasks"},
     "outcome": {"errors"},
     "cli": {"errors", "compose", "commands", "completion", "help", "outcome"},
     "__main__": {"cli"},

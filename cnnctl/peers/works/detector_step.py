@@ -1,0 +1,16 @@
+"""The losses of a detector, their gradients and SGD, on a batch in memory."""
+
+from __future__ import annotations
+
+from cnnctl.peers.works.base import Asked, Side
+from cnnctl.peers.works.scenes import Scenes
+from cnnctl.peers.works.table import Work
+
+
+class DetectorStep(Scenes):
+    def ours(self) -> Side:
+        return self.step()
+
+
+def made(work: Work, asked: Asked) -> DetectorStep:
+    return DetectorStep.made(work, asked)
