@@ -27,14 +27,14 @@ from cnnctl.backbones.pyramid import freeze_norm
 from cnnctl.models.base import GradientStage, Losses, Stage
 from cnnctl.models.detection import DetectionModel, Truth, truth_of
 from cnnctl.models.one_stage import SMALL, require_counts, require_shares
-from cnnctl.models.region_head import Map, RegionHead, parameters_of, parts_of
+from cnnctl.models.region_head import FEW_UNITS, Map, RegionHead, parameters_of, parts_of
 from cnnctl.models.region_proposals import (
     Proposals,
     ProposalSettings,
     RegionProposals,
     sides_for,
 )
-from cnnctl.models.regions import in_a_row, named_regions, region_losses, sampled
+from cnnctl.models.regions import FEW_REGIONS, in_a_row, named_regions, region_losses, sampled
 from cnnctl.ops import clock
 from cnnctl.ops.boxes import Detections
 from cnnctl.ops.levels import filled_up
@@ -43,8 +43,7 @@ from cnnctl.structures import Images, Targets
 
 HIDDEN = 512  # channels of the proposal network's 3x3 convolution
 COMPARED = (12000, 6000)  # anchors whose overlap is looked at, in training and in testing
-REGIONS, FEW_REGIONS = 128, 32  # of an image that are trained on; few of one below 256 pixels
-UNITS = (256, 256)  # of the dense layers above the map of such an image
+REGIONS = 128  # of an image that are trained on
 BEND = 1.0  # of smooth L1 of regions: Fast R-CNN (arXiv:1504.08083), equation 3
 
 
@@ -115,7 +114,7 @@ class FasterRCNNC4(DetectionModel):
         if map is None:
             map = "c4" if large else "c3"
         if dense is None:
-            dense = () if large else UNITS
+            dense = () if large else FEW_UNITS
         require_counts(
             regions=regions,
             dense=min(dense, default=1),
