@@ -22,12 +22,12 @@ from cnnctl.data.base import Dataset
 from cnnctl.data.part import Part
 from cnnctl.data.proposed import Proposed
 from cnnctl.engine import checkpoint
+from cnnctl.engine.averaging import weights
 from cnnctl.engine.checkpoint import State
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import Watch, evaluate
 from cnnctl.engine.journal import shown
-from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.engine.run import newest
 from cnnctl.engine.signals import StopFlag, Stopped

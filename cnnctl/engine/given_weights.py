@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cnnctl.engine import checkpoint
-from cnnctl.engine.loop import weights
+from cnnctl.engine.averaging import weights
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Model
 

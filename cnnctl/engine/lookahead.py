@@ -31,24 +31,29 @@ def kept(decay: float, every: int, step: int, total: int) -> float:
 
 
 @torch.no_grad()
-def look_ahead(average: AveragedModel, model: nn.Module, share: float) -> None:
-    """Move the average towards the model but for ``share``, and the model to where that is.
+def approach(average: AveragedModel, model: nn.Module, share: float) -> None:
+    """Move the average towards the model by ``share``; a GPU is not waited for.
 
     What is no floating-point number (a count) is taken from the model as it is.
     """
-    if not average.n_averaged:  # it holds what the model was before training
-        average.update_parameters(model)
-        return
-    pairs = list(zip(*map(_tensors, (average.module, model)), strict=True))
-    slow = [slow for slow, fast in pairs if fast.is_floating_point()]
-    fast = [fast for _, fast in pairs if fast.is_floating_point()]
-    # A GPU is asked twice in all, not for each of them.
-    torch._foreach_lerp_(slow, fast, 1 - share)  # pyright: ignore[reportPrivateImportUsage]
-    torch._foreach_copy_(fast, slow)  # pyright: ignore[reportPrivateImportUsage]
-    for counted, count in pairs:
+    slow, fast = _numbers(average.module), _numbers(model)
+    torch._foreach_lerp_(slow, fast, share)  # pyright: ignore[reportPrivateImportUsage]
+    for counted, count in zip(average.module.buffers(), model.buffers(), strict=True):
         if not count.is_floating_point():
             counted.copy_(count)
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+@torch.no_grad()
+def look_ahead(average: AveragedModel, model: nn.Module, share: float) -> None:
+    """Move the average towards the model but for ``share``, and the model to where that is."""
+    if not average.n_averaged:  # it holds what the model was before training
+        average.update_parameters(model)
+        return
+    approach(average, model, 1 - share)
+    slow, fast = _numbers(average.module), _numbers(model)
+    torch._foreach_copy_(fast, slow)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _numbers(module: nn.Module) -> list[Tensor]:
+    everything = (*module.parameters(), *module.buffers())
+    return [tensor for tensor in everything if tensor.is_floating_point()]

@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnnctl.data.base import Dataset
 from cnnctl.data.loaders import Loader, Share
+from cnnctl.engine.averaging import Average
 from cnnctl.engine.checkpoint import Checkpoints, State
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import Watch as Watcher
 from cnnctl.engine.inference import evaluate, held_at_once
 from cnnctl.engine.journal import Journal
-from cnnctl.engine.lookahead import kept, look_ahead
 from cnnctl.engine.machine import Machine, faults_explained
 from cnnctl.engine.schedules import Schedule
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.stage_times import StageTimes
-from cnnctl.engine.trainer import Trainer, parameter_groups
+from cnnctl.engine.trainer import Trainer, fused_on, load_optimizer, parameter_groups
 from cnnctl.engine.watch import Watch
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import FitStage, GradientStage, Losses, Model, Stage
@@ -141,15 +140,14 @@ class Loop:
         self.still: list[nn.Module] = []  # modules that this stage leaves in evaluation mode
         self.trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         self.watch = Watch(self.model) if trainer.watch and self.processes.first else None
-        self.ema = None
+        self.average = None
         if trainer.ema:
-            average = get_ema_multi_avg_fn(trainer.ema)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.average = Average(self.model, trainer.ema, trainer.lookahead)
         self.model.training_images = len(self.train.dataset)
 
     def evaluated_model(self) -> Model:
         """The averaged weights where there are any."""
-        return self.model if self.ema is None else self.ema.module  # pyright: ignore
+        return self.model if self.average is None else self.average.model
 
     def _evaluated_at_once(self) -> int:
         return self.trainer.evaluation_batch(self.model, self.train.augmentation)
@@ -159,8 +157,8 @@ class Loop:
             return
         state = self.resumed
         self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.progress.pending = state["pending"][self.processes.rank]
@@ -174,8 +172,8 @@ class Loop:
         with self.journal.stage(stage.name, 1, 1, progress.step):
             if not progress.step:
                 self._show_all(stage.name, stage.fit)
-                if self.ema is not None:  # what was solved for belongs to these very weights
-                    self.ema.module.load_state_dict(self.model.state_dict())
+                if self.average is not None:  # what was solved for belongs to these very weights
+                    self.average.model.load_state_dict(self.model.state_dict())
                 progress.step, progress.owed = 1, True
                 progress.total_steps += 1
                 self.journal.stepped(1, 0)
@@ -184,6 +182,7 @@ class Loop:
 
     def _show_all(self, name: str, see: Callable[[Iterator[Batch]], None]) -> None:
         """Give the training data to ``see``, in order and not augmented."""
+        self._share_buffers(self.model)
         self.model.eval()
         loaded = self.train.in_order(self._evaluated_at_once(), Share(), as_trained=True)
         held = held_at_once(self.model, f"stage {name}")
@@ -209,17 +208,21 @@ class Loop:
         self.trained = {id(parameter) for parameter in parameters}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in self.trained)
-        self.opt = self.optimizer(parameter_groups(parameters, trainer.decay_norm_and_bias, stage))
+        optimizer = fused_on(self.machine.device, self.optimizer)
+        self.opt = optimizer(parameter_groups(parameters, trainer.decay_norm_and_bias, stage))
         for group in self.opt.param_groups:
             if "decay" in group:
                 group["weight_decay"] *= group["decay"]
         self.rates = [group["lr"] * group.get("share", 1.0) for group in self.opt.param_groups]
         if self.resumed is not None and self.resumed["optimizer"] and progress.step:
-            self.opt.load_state_dict(self.resumed["optimizer"])
+            load_optimizer(self.opt, self.resumed["optimizer"])
         self.resumed = None
         step_module: nn.Module = _Step(self.model, stage.loss)
         if self.processes.world > 1:
-            step_module = DistributedDataParallel(step_module)
+            # Running statistics are shared where they are used, not in every step.
+            step_module = DistributedDataParallel(
+                step_module, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         if stage.first is not None:
             with self.machine.autocast():
                 self._show_all(stage.name, stage.first)
@@ -279,7 +282,8 @@ class Loop:
         self.scaler.update()
         progress.step += 1
         progress.total_steps += 1
-        self._average()
+        if self.average is not None:
+            self.average.follow(self.model, progress.step, self.total)
         self.journal.stepped(progress.step, len(batch) * self.processes.world)
 
     def _prepare_gradients(self, parameters: list[nn.Parameter], watch: Watch | None) -> None:
@@ -303,16 +307,6 @@ class Loop:
             if self.progress.step >= group.get("epochs", math.inf) * self.per_epoch
             for parameter in group["params"]
         ]
-
-    def _average(self) -> None:
-        """Bring the averaged weights up to the step that was just made."""
-        step, decay, every = self.progress.step, self.trainer.ema, self.trainer.lookahead
-        if self.ema is None or decay is None:
-            return
-        if every is None:
-            self.ema.update_parameters(self.model)
-        elif step % every == 0 or step in (1, self.total):
-            look_ahead(self.ema, self.model, kept(decay, every, step, self.total))
 
     def _after_step(self, stage: GradientStage, evaluating: bool) -> None:
         """Log, evaluate, save and stop, each where it is due."""
@@ -342,9 +336,14 @@ class Loop:
         Raises:
             UserError: one is not finite (code 6).
         """
-        pending = self.progress.pending
+        pending: list[dict[str, Any]] = self.progress.pending  # tensors or numbers
+        late = [loss for losses in pending for loss in losses.values() if isinstance(loss, Tensor)]
+        known = iter(torch.stack(late).tolist() if late else ())  # the device is waited for once
         for index, losses in enumerate(pending):
-            pending[index] = {name: float(loss) for name, loss in losses.items()}
+            pending[index] = {
+                name: next(known) if isinstance(loss, Tensor) else loss
+                for name, loss in losses.items()
+            }
             wrong = [name for name, loss in pending[index].items() if not math.isfinite(loss)]
             if wrong:
                 # On a GPU the losses arrive later than the steps they belong to.
@@ -385,7 +384,7 @@ class Loop:
         progress.owed = True
         metric, best = None, self.val is None  # nothing to choose by: the newest is the best
         if wanted and self.val is not None:
-            self._share_buffers()
+            self._share_buffers(self.evaluated_model())
             evaluator = self.evaluator(self.val.dataset)
             try:
                 on_train = self._score_training() if trainer.score_train else {}
@@ -445,10 +444,10 @@ class Loop:
             return False
         return metric < best if self.larger_is_better else metric > best
 
-    def _share_buffers(self) -> None:
+    def _share_buffers(self, model: Model) -> None:
         """Give all processes the first one's batch statistics: they are the ones saved."""
         if self.processes.world > 1:
-            for buffer in self.evaluated_model().buffers():
+            for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def _due(self, every: int | None) -> bool:
@@ -473,7 +472,7 @@ class Loop:
         state: dict[str, Any] = {
             **self.describe,
             "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
+            "ema": None if self.average is None else self.average.state_dict(),
             "optimizer": None if self.opt is None else self.opt.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": {**asdict(self.progress), "pending": []},
@@ -483,15 +482,3 @@ class Loop:
             state, metric=metric, best=best, keep=self._due(self.trainer.keep_every)
         )
         self.times.keep()
-
-
-def weights(state: State) -> dict[str, Tensor]:
-    """The weights of a checkpoint that evaluation uses: the averaged ones where there are any."""
-    if state["ema"] is None:
-        return state["model"]
-    prefix = "module."
-    return {
-        name[len(prefix) :]: value
-        for name, value in state["ema"].items()
-        if name.startswith(prefix)
-    }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import optim
 
 from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import ArrayDataset, Dataset
@@ -262,3 +266,25 @@ def parameter_groups(
         groups[*pace, decays]["params"].append(parameter)
     # Those of the whole rate come first: it is the one that is shown.
     return [groups[pace] for pace in sorted(groups, key=lambda p: (p[0] == 1, p), reverse=True)]
+
+
+def fused_on(
+    device: torch.device, optimizer: Callable[..., optim.Optimizer]
+) -> Callable[..., optim.Optimizer]:
+    """``optimizer`` in one kernel for all parameters, on a GPU, where it has one and the user says
+    nothing else (``+optimizer.fused=false``, ``+optimizer.foreach=true``)."""
+    if device.type != "cuda":
+        return optimizer
+    settings = inspect.signature(optimizer).parameters
+    unset = all(settings[name].default is None for name in _FORMS if name in settings)
+    return functools.partial(optimizer, fused=True) if "fused" in settings and unset else optimizer
+
+
+def load_optimizer(opt: optim.Optimizer, state: dict[str, Any]) -> None:
+    """What ``opt`` was in a checkpoint; how its steps are computed belongs to the device of now."""
+    for saved, own in zip(state["param_groups"], opt.param_groups, strict=True):
+        saved.update({name: own[name] for name in _FORMS if name in own})
+    opt.load_state_dict(state)
+
+
+_FORMS = ("fused", "foreach")

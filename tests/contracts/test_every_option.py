@@ -25,9 +25,9 @@ from cnnctl.data.digit_points import SKELETON
 from cnnctl.data.proposals.sliding_windows import SlidingWindows
 from cnnctl.data.proposed import proposed
 from cnnctl.engine import checkpoint
+from cnnctl.engine.averaging import weights
 from cnnctl.engine.checkpoint import Checkpoints
 from cnnctl.engine.distributed import Processes
-from cnnctl.engine.loop import weights
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.trainer import Trainer, parameter_groups
 from cnnctl.errors import Exit, UserError

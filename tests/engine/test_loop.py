@@ -13,6 +13,7 @@ import torch
 from torch import nn, optim
 
 from cnnctl.engine import checkpoint, loop
+from cnnctl.engine.averaging import weights
 from cnnctl.engine.loop import Loop, Progress
 from cnnctl.engine.trainer import parameter_groups
 
@@ -90,7 +91,8 @@ def test_every_attribute_that_changes_is_restored(pictures, train, command, tmp_
     moving = {name for name in whole[19] if whole[19][name] != whole[0].get(name)}
     for expected in (
         *("progress.step", "progress.total_steps", "progress.metrics_bytes", "progress.best"),
-        *("model.", "ema.module.", "ema.n_averaged", "rate", "opt.state.0.exp_avg"),
+        *("model.", "average.averaged.module.", "average.averaged.n_averaged"),
+        *("rate", "opt.state.0.exp_avg"),
     ):
         assert any(name.startswith(expected) for name in moving), expected
     pictures.clear()
@@ -180,7 +182,7 @@ def test_the_average_follows_the_weights(train, tmp_path):
     for name, weight in second["model"].items():
         average = 0.75 * first["model"][name] + 0.25 * weight
         torch.testing.assert_close(second["ema"][f"module.{name}"], average)
-        torch.testing.assert_close(loop.weights(second)[name], average)
+        torch.testing.assert_close(weights(second)[name], average)
 
 
 def test_clipping_bounds_the_step(train, tmp_path):
