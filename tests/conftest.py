@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import gc
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -41,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:torch.*")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: looking for garbage in it takes a quarter second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """What a run in this process sets for the whole of it."""
@@ -59,23 +68,88 @@ def process_as_it_was() -> Iterator[None]:
         os.environ["CNNCTL_RUN"] = run
 
 
+class Once:
+    """What Hydra makes of the project's files and of the chosen options alone is made once: it
+    takes a tenth of a second. Values are then set, and complained of, by Hydra itself."""
+
+    def __init__(self) -> None:
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra._internal.config_repository import ConfigRepository
+        from hydra._internal.defaults_list import create_defaults_list
+
+        from cnnctl import compose
+
+        self.folder = str(compose.conf_dir().absolute())
+        self.read, self.listed = ConfigRepository.load_config, create_defaults_list
+        self.merged = ConfigLoaderImpl._compose_config_from_defaults_list
+        self.files: dict[str, bytes] = {}
+        self.lists: dict[tuple[str, ...], Any] = {}
+        self.configs: dict[int, bytes] = {}  # by the list that they are of
+
+    def is_own(self, repo: Any) -> bool:
+        """No folder of a test's own is searched as well."""
+        sources = repo.get_sources()
+        return [s.path for s in sources if s.scheme() == "file"] == [self.folder]
+
+    def load(self, repo: Any, config_path: str) -> Any:
+        if not self.is_own(repo):
+            return self.read(repo, config_path)
+        if config_path not in self.files:
+            self.files[config_path] = pickle.dumps(self.read(repo, config_path))
+        return pickle.loads(self.files[config_path])
+
+    def list(self, repo: Any, config_name: str, overrides_list: list[Any], **more: Any) -> Any:
+        if not self.is_own(repo) or any(given.is_sweep_override() for given in overrides_list):
+            return self.listed(repo, config_name, overrides_list, **more)
+        values, options = [], []
+        for given in overrides_list:
+            option = repo.group_exists(given.key_or_group) and not isinstance(given.value(), dict)
+            (options if option else values).append(given)
+        key = (config_name, *(given.input_line for given in options))
+        if key not in self.lists:
+            self.lists[key] = self.listed(repo, config_name, options, **more)
+            self.configs[id(self.lists[key].defaults)] = b""
+        return dataclasses.replace(self.lists[key], config_overrides=values)
+
+    def merge(self, loader: Any, defaults: Any, repo: Any) -> Any:
+        if id(defaults) not in self.configs:
+            return self.merged(loader, defaults, repo)
+        if not self.configs[id(defaults)]:
+            self.configs[id(defaults)] = pickle.dumps(self.merged(loader, defaults, repo))
+        return pickle.loads(self.configs[id(defaults)])
+
+
 @pytest.fixture(scope="session", autouse=True)
-def configurations() -> Iterator[None]:
-    """The same overrides are composed once: it takes Hydra a tenth of a second each time."""
-    from cnnctl import compose
+def composed_once() -> Iterator[None]:
+    from hydra._internal import config_loader_impl as hydra
+    from hydra._internal.config_repository import ConfigRepository
 
-    original, known = compose._compose, {}
+    once, name = Once(), "_compose_config_from_defaults_list"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", lambda *a, **named: once.load(*a, **named))
+        patch.setattr(hydra, "create_defaults_list", once.list)
+        patch.setattr(hydra.ConfigLoaderImpl, name, lambda *a, **named: once.merge(*a, **named))
+        yield
 
-    def composed(primary: str, overrides: list[str], config_dir: str | None):
-        if config_dir is not None or any(text.startswith("hydra.") for text in overrides):
-            return original(primary, overrides, config_dir)
-        key = (primary, *overrides)
-        if key not in known:
-            known[key] = original(primary, overrides, None)
-        return copy.deepcopy(known[key])
+
+@pytest.fixture(scope="session", autouse=True)
+def scenes_drawn_once() -> Iterator[None]:
+    """The same few scenes of digits are drawn once: it takes a fifth of a second each time."""
+    from cnnctl.data import digit_scenes
+
+    original, drawn = digit_scenes.draw_scenes, {}
+
+    @functools.wraps(original)
+    def draw_scenes(source, count, side, digits, scale, seed, split):
+        key = (count, side, *digits, *scale, seed, split)
+        if type(source) is not digit_scenes.Digits or count * side**2 > 2e6:
+            return original(source, count, side, digits, scale, seed, split)
+        if key not in drawn:
+            drawn[key] = original(source, count, side, digits, scale, seed, split)
+        return copy.deepcopy(drawn[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose, "_compose", composed)
+        patch.setattr(digit_scenes, "draw_scenes", draw_scenes)
         yield
 
 
@@ -200,7 +274,6 @@ def cnnctl() -> Cnnctl:
 def coco_api() -> Callable[[Any, Any], list[float]]:
     """(annotations, results: COCO's files or what they hold) -> the twelve numbers of its API."""
     import contextlib
-    import copy
     import io
     import json
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from cnnctl.data import digit_scenes
 from cnnctl.data.base import ArrayDataset
 from cnnctl.data.digit_scenes import DigitScenes, Scenes, draw_scenes
 from cnnctl.data.digits import Digits
@@ -29,7 +30,8 @@ def test_shapes_and_facts(data):
     assert len(DigitScenes("val", **FEW)) == 20
 
 
-def test_a_scene_depends_on_seed_split_and_index_alone(data):
+def test_a_scene_depends_on_seed_split_and_index_alone(data, monkeypatch):
+    monkeypatch.setattr(digit_scenes, "draw_scenes", draw_scenes)  # drawn again
     more = DigitScenes("train", train_images=300)
     torch.testing.assert_close(more.pixels[:40], data.pixels, rtol=0, atol=0)
     torch.testing.assert_close(more.masks[:40], data.masks, rtol=0, atol=0)
