@@ -196,7 +196,7 @@ def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tasks_of() -> Callable[[str], list[str]]:
+def tasks_of(stands_for: Callable[[str], str]) -> Callable[[str], list[str]]:
     """Option of ``model`` -> the tasks that it does, by the class that its target is of."""
     from cnnctl import build, compose
 
@@ -209,6 +209,8 @@ def tasks_of() -> Callable[[str], list[str]]:
 
     @functools.cache
     def tasks_of(model: str) -> list[str]:
+        if model != (first := stands_for(model)):  # of the same class
+            return tasks_of(first)
         target = build.target(settings(f"model={model}"), "model")
         made = target if isinstance(target, type) else get_type_hints(target)["return"]
         tasks = {name: task(name) for name in compose.groups()["task"]}
