@@ -35,7 +35,7 @@ EXAMPLES = {
         "cnnctl bench model=resnet20 data=cifar10",
         "cnnctl bench model=resnet20 data=cifar10 'variants=[trainer.precision=fp32]'",
         "cnnctl bench task=detect parts=[load,step,evaluate,start] json=detect.json",
-        "cnnctl bench peers",
+        "cnnctl bench peers 'work=[resnet20,faster_rcnn]'",
     ],
     "data": [
         "cnnctl data list",
@@ -51,7 +51,7 @@ EXAMPLES = {
 }
 BESIDE = {  # -> YAMLs, and what each is of
     "info": [("info", "drawing")],
-    "bench": [("bench", "the measurement")],
+    "bench": [("bench", "the measurement"), ("peers", "peers, which has no others")],
     "data": [("export", "export"), ("clean", "clean")],
     "proposals": [("recall", "proposals")],
 }

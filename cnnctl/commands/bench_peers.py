@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from cnnctl import compose
 from cnnctl.binding import typed
-from cnnctl.errors import UserError, nearest
+from cnnctl.errors import Exit, UserError, nearest
 from cnnctl.peers.works.table import WORKS
 
 _KEYS: dict[str, Any] = {
@@ -29,9 +31,17 @@ _KEYS: dict[str, Any] = {
 }
 
 
-def run(words: list[str], config_dir: str | None) -> int:
-    """Everything that can be wrong with the command line is said before torch is loaded."""
-    asked = checked(compose.settings(compose.compose("peers", words, config_dir)))
+def run(words: list[str], config_dir: str | None, show: bool = False) -> int:
+    """Everything that can be wrong with the command line is said before torch is loaded.
+
+    Args:
+        show: print the settings and stop.
+    """
+    settings = compose.settings(compose.compose("peers", words, config_dir))
+    asked = checked(settings)
+    if show:
+        print(OmegaConf.to_yaml(settings), end="")
+        return Exit.DONE
     from cnnctl.commands.peer_table import compare
 
     return compare(asked)

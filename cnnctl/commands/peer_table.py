@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cnnctl.engine import processor
 from cnnctl.engine.checkpoint import disk_error
 from cnnctl.engine.console import Console
 from cnnctl.engine.machine import (
@@ -104,12 +104,11 @@ def speed(images: float) -> str:
 
 
 def _words(figures: Figures) -> str:
-    """``loss 2.31, top1 34.5 %``."""
-    shown = {
-        name: f"{100 * v:.1f} %" if name.startswith("top") else f"{v:.4g}"
-        for name, v in figures.items()
-    }
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
+    """``loss 2.31, top1 34.5%``."""
+    return ", ".join(
+        f"{name} {value:.1%}" if name.startswith("top") else f"{name} {value:.4g}"
+        for name, value in figures.items()
+    )
 
 
 def compare(asked: dict[str, Any]) -> int:
@@ -128,10 +127,11 @@ def compare(asked: dict[str, Any]) -> int:
         for name in asked["work"]:
             if stop:
                 break
+            console.say(f"{name}: {WORKS[name].about}")
             made = rows_of(name, WORKS[name], asked, whole, stop)
             rows += made
             for row in made:
-                console.say("  ".join(cell for cell in row.cells() if cell))
+                console.say("  " + "  ".join(cell for cell in row.cells()[1:] if cell))
     if asked["json"] is not None:
         _write(Path(asked["json"]), described, rows)
     console.say()
@@ -144,19 +144,16 @@ def compare(asked: dict[str, Any]) -> int:
 
 def describe(machine: Machine) -> list[tuple[str, str]]:
     """The machine, and who runs on it."""
-    able = torch.cpu.get_capabilities()
-    named = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512_f": "AVX512", "avx2": "AVX2"}
-    found = [name for key, name in named.items() if able.get(key)]
-    versions = [f"torch {torch.__version__}"]
-    for package in ("torchvision", "timm", "lightning"):
+    versions = []
+    for package in ("torchvision", "timm", "lightning", "airbench"):
         with contextlib.suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
     return [
-        ("machine", f"{_processor()}, {cores()} cores, {', '.join(found) or platform.machine()}"),
+        *processor.described(machine.device),
+        ("beside it", ", ".join(versions)),
         ("ours", machine.describe()),
-        ("peers", f"{machine.device.type}, fp32 unless they say otherwise"),
+        ("peers", f"{machine.device.type}, {torch.get_num_threads()} threads, fp32"),
         ("targets", f"those of {_KINDS[target_kind(machine)]}"),
-        ("versions", ", ".join(versions)),
     ]
 
 
@@ -164,14 +161,6 @@ def target_kind(machine: Machine) -> str:
     """float32 asked for is float32 hardware, whatever else it could do."""
     kind = machine_kind(machine.device)
     return PLAIN if kind == AMX and machine.dtype == torch.float32 else kind
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def rows_of(

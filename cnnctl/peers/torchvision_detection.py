@@ -39,6 +39,7 @@ def network(job: Scenes) -> Any:
     """torchvision's, with the weights of ours."""
     name, side, classes = job.work.theirs, job.work.side, len(job.whole.classes)
     numbers: dict[str, Any] = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    numbers["_skip_resize"] = True  # in training; in testing it resizes to the size that it has
     if not name.startswith(_FIXED):
         numbers |= {"min_size": side, "max_size": side}
     background = not name.startswith(_WITHOUT_BACKGROUND)

@@ -125,7 +125,7 @@ def test_what_cannot_run_is_named(timed, tmp_path):
     assert slow.ours.seconds == (2,) * 5
     assert (slow.ratio, slow.target, slow.met) == (3, 4.0, False)
     assert slow.cells() == [
-        *("waiting", "slow", "2", "6", "3.00x (3.00-3.00)", "loss 1.25, top1 50.0 %", "loss 1.5"),
+        *("waiting", "slow", "2", "6", "3.00x (3.00-3.00)", "loss 1.25, top1 50.0%", "loss 1.5"),
         *(">= 4.00x", "no"),
     ]
     assert broken.note == "failed: ValueError: no such thing"

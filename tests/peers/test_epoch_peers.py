@@ -53,7 +53,7 @@ def test_one_step_is_the_same_by_all(tmp_path):
     for name, side in sides.items():
         side.run()
         figures = side.figures()
-        assert figures["first loss"] == pytest.approx(expected, abs=1e-5), name
+        assert figures["loss"] == pytest.approx(expected, abs=1e-5), name
         assert figures["top1"] == sides["ours"].figures()["top1"], name
     assert expected == pytest.approx(2.3, abs=0.4)
 
@@ -111,4 +111,4 @@ def test_libraries_where_they_are_installed(name, tmp_path):
     job = made(tmp_path, 128, "augmentation=standard", "augmentation.flip=true")
     side = LIBRARIES[name].side(job)
     side.run()
-    assert side.figures()["first loss"] == pytest.approx(2.3, abs=0.4)
+    assert side.figures()["loss"] == pytest.approx(2.3, abs=0.4)

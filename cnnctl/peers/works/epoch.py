@@ -104,7 +104,7 @@ class Epoch:
         for rows in torch.arange(len(self.test)).split(250):
             logits = model(normalize(self.test.pixels[rows].to(self.device)))
             right += int((logits.argmax(1).cpu() == self.test.labels[rows]).sum())
-        return {"first loss": first, "top1": right / len(self.test)}
+        return {"loss": first, "top1": right / len(self.test)}
 
     def side(self, train: Any) -> Side:
         """

@@ -91,11 +91,14 @@ WORKS: dict[str, Work] = {
     ),
     **_detector(
         *("retinanet", "detect", "retinanet_resnet50_fpn", "backbone=resnet50"),
+        "model.detections=300",
         side=640,
         amx=5.0,
         plain=1.0,
     ),
     **_detector("ssd300", "detect", "ssd300_vgg16", side=300, amx=5.0, plain=1.0),
+    **_detector("fcos", "detect", "fcos_resnet50_fpn", "backbone=resnet50", side=640),
+    **_detector("ssdlite", "detect", "ssdlite320_mobilenet_v3_large", side=320),
     "unet": _segmenter("U-Net, step", "model=unet", "model.width=32", side=256),
     "fcn": _segmenter(
         "FCN on ResNet-50, step", "model=fcn_resnet", side=256, theirs="fcn_resnet50"
