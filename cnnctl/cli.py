@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # How long a waiting thread spins before it sleeps. Never (a passive wait) halves the speed of
     # small networks; libgomp's own 300,000 turns keep a busy neighbour from the core.
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    if "OMP_WAIT_POLICY" not in os.environ:  # which the count would overrule
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     for stream in (sys.stdout, sys.stderr):  # a class name may be more than the terminal can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -157,7 +158,7 @@ def _run(call: Call) -> int:
     if call.action == "peers":
         from cnnctl.commands import bench_peers
 
-        return bench_peers.run(call.overrides, call.config_dir)
+        return bench_peers.run(call.overrides, call.config_dir, call.show)
     own, others = call.overrides, []
     if call.command == "bench":
         own = [compose.quoted_list("variants", text) for text in own]

@@ -54,7 +54,6 @@ MISTAKES = [
     ("train trainer.monitor=f1", 'no metric "f1"', "top1"),
     ("train trainer.batch_size=6 trainer.accumulate=4", "does not divide", ""),
     ("train trainer.ema=1.5", "ema must be between 0 and 1", ""),
-    ("train trainer.threads=4096", "threads is 4096", ""),
     ("train trainer.device=gpu", 'no device "gpu"', "cuda"),
     ("train seed=a", "seed: must be a whole number", ""),
     ("train augmentation.size=-1", "size must be at least 1", ""),

@@ -16,6 +16,7 @@ from cnnctl.commands.request import Request
 from cnnctl.data.base import NoSplit
 from cnnctl.data.proposed import Proposed
 from cnnctl.engine import checkpoint
+from cnnctl.engine.chosen import why_chosen
 from cnnctl.engine.console import Console
 from cnnctl.engine.journal import show, shown
 from cnnctl.engine.loop import Loop
@@ -65,11 +66,12 @@ def announce(
         ("features", _kept(loop)),
         ("steps", f"{total:,} ({per_epoch:,} an epoch) of {loop.trainer.batch_size} images"),
         ("machine", f"{loop.machine.describe()}, {loop.processes.world} process(es)"),
+        ("chosen", why_chosen(loop.trainer, loop.machine, loop.train, loop.model, loop.processes)),
         ("run", str(directory)),
     ]
     if not any(isinstance(stage, GradientStage) for stage in loop.model.stages()):
         rows = [row for row in rows if row[0] not in ("optimizer", "steps")]
-        rows.insert(-2, ("training", "all images are fitted at once, without gradients"))
+        rows.insert(-3, ("training", "all images are fitted at once, without gradients"))
     console.facts([row for row in rows if row[1]])
     rebuilt = loop.model.rebuilt
     if rebuilt and request.resumed is None and build.source(config) is None:

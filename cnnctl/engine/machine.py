@@ -120,7 +120,18 @@ def cores() -> int:
 
 
 def set_threads(threads: int | None, processes: int) -> None:
-    """Fix the CPU threads: another count rounds sums differently, and so gives other bits."""
+    """Fix the CPU threads: another count rounds sums differently, and so gives other bits.
+
+    Raises:
+        UserError: there are more of them than cores (code 5).
+    """
+    if threads is not None and threads > cores():
+        raise UserError(
+            f"is {threads}, and this machine has {cores()} core{'s'[: cores() > 1]}",
+            field="trainer.threads",
+            advice=f"take at most trainer.threads={cores()}; null takes all of them",
+            code=Exit.MACHINE,
+        )
     if threads is None and processes == 1 and "OMP_NUM_THREADS" in os.environ:
         return  # the user has chosen
     torch.set_num_threads(threads or max(1, cores() // processes))

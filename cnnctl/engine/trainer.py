@@ -97,8 +97,6 @@ class Trainer:
             raise ValueError("watch looks into the network, which compile does not let it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"device {self.device} is one, and devices asks for {self.devices}")
-        if self.threads is not None and self.threads > cores():
-            raise ValueError(f"threads is {self.threads}, but this machine has {cores()} cores")
 
     def _check_average(self) -> None:
         if self.ema is not None and not 0 < self.ema < 1:

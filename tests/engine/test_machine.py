@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from cnnctl.engine import machine
+from cnnctl.data.augmentations.standard import Standard
+from cnnctl.data.digits import Digits
+from cnnctl.engine import chosen, machine
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import held_at_once
 from cnnctl.engine.machine import Machine, choose_device, choose_dtype, faults_explained
@@ -109,6 +111,41 @@ def test_threads(monkeypatch):
     machine.set_threads(1, 1)
     machine.set_threads(None, 1)
     assert torch.get_num_threads() == 1
+
+
+def test_more_threads_than_cores(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    trainer = Trainer(threads=5)  # a checkpoint may come from a larger machine
+    with pytest.raises(UserError, match="is 5, and this machine has 4 cores") as e:
+        trainer.machine(Processes())
+    assert (e.value.code, e.value.field) == (Exit.MACHINE, "trainer.threads")
+    assert e.value.advice == "take at most trainer.threads=4; null takes all of them"
+
+
+def test_what_was_chosen_and_why(monkeypatch):
+    data, processes = Digits("train"), Processes()
+    common = {"num_classes": 10, "mirror": False, "native": (8, 8)}
+    model = LeNet(1, 10, (32, 32))
+    monkeypatch.setattr(chosen, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+
+    def said(trainer: Trainer, size: int, world: int = 1, dtype: torch.dtype = torch.float32):
+        here, pipeline = Machine(CPU, dtype, True), Standard(**common, size=size)
+        loader = trainer.load(data, pipeline, here, processes, 0)
+        return chosen.why_chosen(trainer, here, loader, model, Processes(0, world))
+
+    assert said(Trainer(workers=1), 8, dtype=torch.bfloat16) == (
+        "device cpu (no GPU here), precision bf16 (native here), threads 2 (all cores,"
+        " GOMP_SPINCOUNT=7), loader resident (0.1 MB), eval_batch_size 500"
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert said(Trainer(device="cpu", workers=1), 2048, 2) == (
+        "precision fp32 (bf16 is not native here), threads 1 (2 cores for 2 processes),"
+        " loader streaming (4,312 MB; workers 1), eval_batch_size 16"
+    )
+    own = {"precision": "fp32", "threads": 1, "loader": "resident", "eval_batch_size": 5}
+    assert said(Trainer(device="cpu", **own), 8) == ""
 
 
 @pytest.mark.parametrize(
@@ -218,7 +255,6 @@ def test_an_operator_without_a_deterministic_form_is_named():
         ({"ema": 1.0}, "ema must be between 0 and 1, got 1.0"),
         ({"batch_size": 10, "accumulate": 3}, "batch_size 10 does not divide"),
         ({"batch_size": 9, "devices": 2}, "batch_size 9 does not divide into 2 devices"),
-        ({"threads": 10**6}, "threads is 1000000, but this machine has"),
     ],
 )
 def test_settings_out_of_range(settings, message):
