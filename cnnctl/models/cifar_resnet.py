@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.models.base import ClassificationModel
+from cnnctl.ops.batch_norm_relu import batch_norm_relu
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of what published weights expect
 
@@ -73,7 +74,7 @@ class CifarResNet(ClassificationModel):
 
     def features(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 64, about H / 4, W / 4)."""
-        out = F.relu_(self.bn1(self.conv1(pixels)))
+        out = batch_norm_relu(self.bn1, self.conv1(pixels))
         return self.layer3(self.layer2(self.layer1(out)))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -117,11 +118,9 @@ class Block(nn.Module):
             )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        out = F.relu_(self.bn1(self.conv1(inputs)))
-        out = self.bn2(self.conv2(out))
-        if not self.plain:
-            out += self.shortcut(inputs)  # in place: batch norm keeps its input, not its output
-        return F.relu_(out)
+        out = batch_norm_relu(self.bn1, self.conv1(inputs))
+        shortcut = None if self.plain else self.shortcut(inputs)
+        return batch_norm_relu(self.bn2, self.conv2(out), shortcut)
 
 
 class PadShortcut(nn.Module):
