@@ -144,6 +144,8 @@ def _check_length(state: State, trainer: dict[str, Any], changed: dict[str, str]
 def _as_before(state: State, trainer: dict[str, Any]) -> None:
     """What was chosen for the machine then is kept: another choice would give other bits."""
     before = state["machine"]
+    if trainer["compile"] == "auto":
+        trainer["compile"] = bool(state.get("compiled"))
     if trainer["threads"] is None and before["threads"] <= cores():
         trainer["threads"] = before["threads"]
     if trainer["precision"] == "auto" and trainer["device"] == "auto":

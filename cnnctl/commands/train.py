@@ -26,6 +26,7 @@ from cnnctl.data.proposed import changed
 from cnnctl.drawing.layer_pictures import draw_layers
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
+from cnnctl.engine.compiling import verdict
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.given_weights import Taken
@@ -37,7 +38,7 @@ from cnnctl.engine.run import RunDirectory
 from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
-from cnnctl.models.base import Model, Stage
+from cnnctl.models.base import GradientStage, Model, Stage, identity
 from cnnctl.randomness import key
 from cnnctl.tasks.base import Task
 
@@ -191,7 +192,26 @@ def _prepare(
         resumed=state,
     )
     loop.stages = _transferred(config, loop, console)
+    if trainer.compile == "auto":
+        loop.describe["compiled"] = _compiled_where_it_pays(loop, console)
     return loop, taken
+
+
+def _compiled_where_it_pays(loop: Loop, console: Console) -> bool:
+    """Compile the model, in every process or in none; what is found is said."""
+    trainer, found = loop.trainer, None
+    stages = (loop.stages or loop.model.stages)()
+    plain = all(isinstance(stage, GradientStage) and stage.view is identity for stage in stages)
+    if loop.processes.first and plain and not trainer.watch:
+        batches = loop.train.train(0, 1, trainer.batch_size, 0)
+        part = next(next(batches).split(trainer.accumulate))
+        steps = trainer.total_steps(len(loop.train.dataset))[0] * len(stages) * trainer.accumulate
+        found = verdict(loop.model, part, loop.machine, steps)
+        console.say(f"trainer.compile={str(found.compiled).lower()}: {found.why}")
+    compiled = bool(loop.processes.from_first(found is not None and found.compiled))
+    if compiled:
+        loop.model.compile()
+    return compiled
 
 
 def _transferred(
@@ -245,7 +265,7 @@ def placed(model: Model, trainer: Trainer, machine: Machine) -> Model:
     machine.place(model)
     if trainer.sync_batchnorm:
         model = cast(Model, torch.nn.SyncBatchNorm.convert_sync_batchnorm(model))
-    if trainer.compile:
+    if trainer.compile is True:
         model.compile()
     return model
 

@@ -68,7 +68,7 @@ class Trainer:
     threads: int | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     deterministic: bool = False
     learn_by_heart: int | None = None
     init: Init = "model"
@@ -93,7 +93,7 @@ class Trainer:
                 f"batch_size {self.batch_size} does not divide into {self.devices} devices"
                 f" times {self.accumulate} accumulated parts"
             )
-        if self.watch and self.compile:
+        if self.watch and self.compile is True:
             raise ValueError("watch looks into the network, which compile does not let it")
         if self.devices > 1 and ":" in self.device:
             raise ValueError(f"device {self.device} is one, and devices asks for {self.devices}")
