@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnctl.backbones.base import Backbone, Head, published_weights
+from cnnctl.ops.batch_norm_relu import batch_norm_relu
 
 _NAMES = ("c2", "c3", "c4", "c5")
 
@@ -47,11 +48,14 @@ class ResNet(Backbone):
             raise ValueError(f"depth must be 18, 34, 50, 101 or 152, got {depth}")
         from torchvision.models import get_model, get_model_weights
 
+        from cnnctl.backbones.residual_blocks import fuse
+
         entries = get_model_weights(f"resnet{depth}").__members__
         if weights is not None and weights not in entries:
             names = ", ".join(entries)
             raise ValueError(f'weights must be null or one of {names}, got "{weights}"')
         network: Any = get_model(f"resnet{depth}", weights=None)
+        fuse(network)
         self.published = weights is not None
         if weights is not None:
             network.load_state_dict(published_weights(entries[weights].value))
@@ -69,7 +73,7 @@ class ResNet(Backbone):
         self.strides = {name: first << i for i, name in enumerate(_NAMES)}
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        out = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        out = self.maxpool(batch_norm_relu(self.bn1, self.conv1(pixels)))
         maps = {}
         for name, group in zip(_NAMES, self._groups(), strict=True):
             out = maps[name] = group(out)

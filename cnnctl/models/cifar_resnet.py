@@ -119,8 +119,8 @@ class Block(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         out = batch_norm_relu(self.bn1, self.conv1(inputs))
-        shortcut = None if self.plain else self.shortcut(inputs)
-        return batch_norm_relu(self.bn2, self.conv2(out), shortcut)
+        out = self.conv2(out)
+        return batch_norm_relu(self.bn2, out, None if self.plain else self.shortcut(inputs))
 
 
 class PadShortcut(nn.Module):

@@ -112,7 +112,9 @@ class _BatchNormReLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, out, weight, statistics = ctx.saved_tensors
         channels = x.shape[1]
         gradient = gradient.contiguous(memory_format=_NHWC)

@@ -124,6 +124,10 @@ def test_not_a_number_is_not_cut_to_zero() -> None:
     assert out[:, [0, 2, 3]].isfinite().all()
 
 
+class Own(nn.BatchNorm2d):
+    """Might compute anything."""
+
+
 def plain(norm: nn.BatchNorm2d, x: Tensor, added: Tensor | None = None) -> Tensor:
     out = norm(x)
     return F.relu(out if added is None else out + added)
@@ -140,7 +144,7 @@ def test_elsewhere_it_is_the_three_to_the_bit(case: str, fusions: list[int]) -> 
     elif case == "eval":
         norm.eval()
     elif case == "subclass":
-        norm = nn.SyncBatchNorm.convert_sync_batchnorm(norm).eval()
+        norm = Own(16)
     elif case == "hook":
         norm.register_forward_hook(lambda *given: None)
     else:
