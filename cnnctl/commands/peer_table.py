@@ -18,16 +18,11 @@ import torch
 from cnnctl.engine import processor
 from cnnctl.engine.checkpoint import disk_error
 from cnnctl.engine.console import Console
-from cnnctl.engine.machine import (
-    Machine,
-    choose_device,
-    choose_dtype,
-    cores,
-    faults_explained,
-    set_threads,
-)
+from cnnctl.engine.distributed import Processes
+from cnnctl.engine.machine import Machine, cores, faults_explained
 from cnnctl.engine.signals import StopFlag
 from cnnctl.engine.stopwatch import Times, interleaved
+from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
 from cnnctl.peers.works.base import Asked, Figures, Side, machine_kind
 from cnnctl.peers.works.table import AMX, CUDA, PLAIN, WORKS, Work
@@ -115,9 +110,7 @@ def compare(asked: dict[str, Any]) -> int:
     """The whole command, its settings checked by ``bench_peers``."""
     console, stop = Console(), StopFlag()
     stop.install()
-    set_threads(asked["threads"], 1)
-    device = choose_device(asked["device"])
-    machine = Machine(device, choose_dtype(asked["precision"], device), channels_last=True)
+    machine = chosen_machine(asked)
     described = describe(machine)
     console.facts(described)
     rows: list[Row] = []
@@ -140,6 +133,20 @@ def compare(asked: dict[str, Any]) -> int:
     else:
         console.table("the same work, side by side", _COLUMNS, [row.cells() for row in rows])
     return 128 + stop.signum if stop.signum is not None else Exit.DONE
+
+
+def chosen_machine(asked: dict[str, Any]) -> Machine:
+    """As ``cnnctl train`` chooses; the threads are those of both."""
+    names = ("device", "precision", "threads")
+    try:
+        return Trainer(**{name: asked[name] for name in names}).machine(Processes())
+    except ValueError as error:
+        raise UserError(str(error), field="threads") from None
+    except UserError as error:  # the keys have no group here
+        for name in ("field", "advice"):
+            said = getattr(error, name)
+            setattr(error, name, said and said.replace("trainer.", ""))
+        raise
 
 
 def describe(machine: Machine) -> list[tuple[str, str]]:

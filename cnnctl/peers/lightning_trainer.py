@@ -14,7 +14,7 @@ from torch import nn
 
 from cnnctl.peers.reference_loop import PilImages, loader
 from cnnctl.peers.works.base import Side
-from cnnctl.peers.works.epoch import Epoch
+from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
 PACKAGES = ("lightning",)
@@ -33,14 +33,13 @@ def side(job: Epoch) -> Side:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             images, labels = batch
             loss = F.cross_entropy(self.network(images), labels)
-            if not self.losses:
-                self.losses.append(loss.item())
+            self.losses.append(loss.detach())
             return loss
 
         def configure_optimizers(self) -> Any:
             return job.optimizer(self.network)
 
-    def train(model: nn.Module) -> tuple[nn.Module, float]:
+    def train(model: nn.Module) -> Trained:
         trainer = library.Trainer(
             max_epochs=1,
             accelerator="gpu" if job.device.type == "cuda" else "cpu",
@@ -56,6 +55,6 @@ def side(job: Epoch) -> Side:
         with warnings.catch_warnings():  # of the number of workers, which is as for all
             warnings.simplefilter("ignore")
             trainer.fit(module, loader(job, data))
-        return model, module.losses[0]
+        return model, module.losses
 
     return job.side(train)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from cnnctl.peers.works.base import Side
-from cnnctl.peers.works.epoch import Epoch
+from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
 PACKAGES = ()
@@ -62,7 +62,7 @@ def loader(job: Epoch, data: Dataset) -> DataLoader:
 def side(job: Epoch) -> Side:
     data = PilImages(job)
 
-    def train(model: nn.Module) -> tuple[nn.Module, float]:
+    def train(model: nn.Module) -> Trained:
         model = model.to(job.device).train()
         optimizer, losses, right = job.optimizer(model), [], 0
         for images, labels in loader(job, data):
@@ -73,8 +73,8 @@ def side(job: Epoch) -> Side:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())  # the reference logs loss and accuracy of every step
-            right += int((logits.argmax(1) == labels).sum())
-        return model, losses[0]
+            losses.append(loss.detach())
+            right += int((logits.argmax(1) == labels).sum())  # the reference logs it at every step
+        return model, losses
 
     return job.side(train)

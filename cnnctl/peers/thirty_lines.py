@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnctl.peers.works.base import Side
-from cnnctl.peers.works.epoch import Epoch
+from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
 PACKAGES = ()
@@ -21,7 +21,7 @@ def side(job: Epoch) -> Side:
     return job.side(lambda model: by_hand(job, model))
 
 
-def by_hand(job: Epoch, model: nn.Module) -> tuple[nn.Module, float]:
+def by_hand(job: Epoch, model: nn.Module) -> Trained:
     machine, padding = job.asked.machine, job.padding
     pixels, labels = job.train.pixels.to(job.device), job.train.labels.to(job.device)
     mean, std = (
@@ -52,4 +52,4 @@ def by_hand(job: Epoch, model: nn.Module) -> tuple[nn.Module, float]:
         losses.append(loss.detach())
         if step % 50 == 0 and not math.isfinite(float(losses[-1])):
             raise RuntimeError("diverged")
-    return model, float(losses[0])
+    return model, losses

@@ -14,7 +14,7 @@ from torchvision import transforms
 
 from cnnctl.peers.reference_loop import PilImages
 from cnnctl.peers.works.base import Side
-from cnnctl.peers.works.epoch import Epoch
+from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
 PACKAGES = ("timm",)
@@ -26,7 +26,7 @@ def side(job: Epoch) -> Side:
     )
     data: Any = PilImages(job)
 
-    def train(model: nn.Module) -> tuple[nn.Module, float]:
+    def train(model: nn.Module) -> Trained:
         model = model.to(job.device).train()
         loader = timm_data.create_loader(
             data,
@@ -50,17 +50,16 @@ def side(job: Epoch) -> Side:
             filter_bias_and_bn=False,
         )
         criterion, meter = nn.CrossEntropyLoss(), timm_utils.AverageMeter()
-        first = 0.0
+        losses = []
         for step, (images, labels) in enumerate(loader):
             loss = criterion(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if step == 0:
-                first = loss.item()
+            losses.append(loss.detach())
             if step % 50 == 0:  # its log interval
                 meter.update(loss.item(), len(images))
-        return model, first
+        return model, losses
 
     return job.side(train)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cnnctl.commands import bench_peers, peer_table
-from cnnctl.commands.peer_table import Row, markdown, rows_of
+from cnnctl.commands.peer_table import Row, chosen_machine, markdown, rows_of
 from cnnctl.engine import stopwatch
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.signals import StopFlag
@@ -48,6 +48,21 @@ def test_one_sentence(word, field, problem, advice):
     assert (raised.value.field, raised.value.problem) == (field, problem)
     if advice is not None:
         assert raised.value.advice == advice
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "problem"),
+    [
+        ({"device": "cuda:7"}, "device", "cuda:7"),
+        ({"precision": "fp16", "device": "cpu"}, "precision", "fp16 is for GPUs"),
+        ({"threads": 10**6}, "threads", "is 1000000, .* this machine has"),
+    ],
+)
+def test_what_the_machine_cannot_do(settings, field, problem):
+    with pytest.raises(UserError, match=problem) as raised:
+        chosen_machine({"device": "auto", "precision": "auto", "threads": None, **settings})
+    assert raised.value.field == field
+    assert "trainer." not in str(raised.value.advice)
 
 
 def test_peers_are_the_files():
@@ -156,3 +171,10 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "fp32" in printed
     assert "| tiny | reference_loop |" in printed
+
+
+def test_its_settings_can_be_shown(capsys):
+    assert bench_peers.run(["work=[unet,fcn]", "turns=5"], None, show=True) == Exit.DONE
+    shown = capsys.readouterr().out
+    assert shown.startswith("work:\n- unet\n- fcn\npeers: null\n")
+    assert "turns: 5\n" in shown

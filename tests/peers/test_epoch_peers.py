@@ -41,21 +41,24 @@ def made(folder, images: int, *more: str) -> epoch.Epoch:
     return epoch.made(work, Asked(eager(CPU), folder, root=str(folder)))
 
 
-def test_one_step_is_the_same_by_all(tmp_path):
+def check_one_step(folder, peers) -> None:
     """All images in one batch, none augmented: one step, whatever their order."""
-    job = made(tmp_path, 64, "augmentation=none")
+    job = made(folder, 64, "augmentation=none")
     assert (job.padding, job.flip, job.images, job.data) == (0, False, 64, "drawn digits, 16 x 16")
     pixels = Normalize(job.train.mean, job.train.std, CPU)(job.train.pixels)
     with torch.no_grad():
         expected = float(F.cross_entropy(job.fresh()(pixels), job.train.labels))
-    peers = {**PEERS, **{name: m for name, m in LIBRARIES.items() if find_spec(name)}}
-    sides = {"ours": job.ours(), **{name: module.side(job) for name, module in peers.items()}}
-    for name, side in sides.items():
+    assert expected == pytest.approx(2.3, abs=0.4)
+    ours = job.ours()
+    for name, side in {"ours": ours, **{name: m.side(job) for name, m in peers.items()}}.items():
         side.run()
         figures = side.figures()
         assert figures["loss"] == pytest.approx(expected, abs=1e-5), name
-        assert figures["top1"] == sides["ours"].figures()["top1"], name
-    assert expected == pytest.approx(2.3, abs=0.4)
+        assert figures["top1"] == ours.figures()["top1"], name
+
+
+def test_one_step_is_the_same_by_all(tmp_path):
+    check_one_step(tmp_path, PEERS)
 
 
 def test_a_turn_begins_anew(tmp_path):
@@ -84,8 +87,8 @@ def test_crops_and_flips_by_hand_move_whole_images(tmp_path):
             seen.append(pixels)
             return self.bias.expand(len(pixels), 10)
 
-    _, first = thirty_lines.by_hand(job, Looks())
-    assert first == pytest.approx(2.302585)
+    _, losses = thirty_lines.by_hand(job, Looks())
+    assert [float(loss) for loss in losses] == [pytest.approx(2.302585)]
     padded = F.pad(job.train.pixels, (2, 2, 2, 2))
     mean, std = (torch.tensor(v)[:, None, None] for v in (job.train.mean, job.train.std))
     windows = torch.stack(
@@ -104,10 +107,12 @@ def test_fewer_images_than_a_batch(tmp_path):
         made(tmp_path, 63)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_libraries_where_they_are_installed(name, tmp_path):
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed: pip install 'cnnctl[peers]'")
+    check_one_step(tmp_path, {name: LIBRARIES[name]})
     job = made(tmp_path, 128, "augmentation=standard", "augmentation.flip=true")
     side = LIBRARIES[name].side(job)
     side.run()

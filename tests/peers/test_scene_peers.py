@@ -16,20 +16,15 @@ from cnnctl.peers.works.table import WORKS, Work
 from cnnctl.structures import collate
 
 CPU = torch.device("cpu")
-RETINANET = (
-    *("task=detect", "model=retinanet", "backbone=resnet50", "model.coarse=true"),
-    *("model.width=256", "model.group_norm=false"),
-)
 
 
-def test_retinanet_has_torchvisions_loss(tmp_path):
-    work = Work("", "detector_step", RETINANET, 1, 64, "retinanet_resnet50_fpn")
-    job = detector_step.made(work, Asked(eager(CPU), tmp_path))
+def test_ssdlite_has_torchvisions_loss(tmp_path):
+    job = detector_step.made(WORKS["ssdlite"], Asked(eager(CPU), tmp_path, images=2))
     ours, theirs = job.ours(), torchvision_detection.side(job)
     ours.run()
     theirs.run()
     assert ours.figures()["loss"] > 0.5
-    assert ours.figures() == pytest.approx(theirs.figures(), rel=1e-4)
+    assert ours.figures() == pytest.approx(theirs.figures(), rel=1e-3)
 
 
 def test_truth_of_torchvisions_detectors():

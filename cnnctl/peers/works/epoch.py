@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,8 @@ from cnnctl.peers.works.table import Work
 from cnnctl.structures import Images, Targets
 
 _TEST = 1000  # images that say what was learnt
-_ONE = "trainer.epochs=1"
+Trained = tuple[torch.nn.Module, Sequence[Tensor]]
+Train = Callable[[torch.nn.Module], Trained]
 
 
 class DigitImages(ArrayDataset):
@@ -72,8 +74,8 @@ class Epoch:
     data: str
 
     def __post_init__(self) -> None:
-        settings = self.config.optimizer
-        self.batch: int = self.config.trainer.batch_size
+        self.trainer, settings = build.trainer(self.config), self.config.optimizer
+        self.batch = self.trainer.batch_size
         self.rate, self.momentum = float(settings.lr), float(settings.momentum)
         self.decay = float(settings.weight_decay)
         self.device = self.asked.machine.device
@@ -96,20 +98,20 @@ class Epoch:
         )
 
     @torch.inference_mode()
-    def figures(self, model: torch.nn.Module, first: float) -> Figures:
-        """The loss of the first step, and the accuracy on the test images after the last, which is
+    def figures(self, model: torch.nn.Module, losses: Sequence[Tensor]) -> Figures:
+        """The mean loss of all steps, and the accuracy on the test images after the last, which is
         computed in the same way for every side."""
         model = model.to(self.device, memory_format=torch.contiguous_format).eval()  # pyright: ignore
         normalize, right = Normalize(self.test.mean, self.test.std, self.device), 0
         for rows in torch.arange(len(self.test)).split(250):
             logits = model(normalize(self.test.pixels[rows].to(self.device)))
             right += int((logits.argmax(1).cpu() == self.test.labels[rows]).sum())
-        return {"loss": first, "top1": right / len(self.test)}
+        return {"loss": float(torch.stack(list(losses)).mean()), "top1": right / len(self.test)}
 
-    def side(self, train: Any) -> Side:
+    def side(self, train: Train) -> Side:
         """
         Args:
-            train: model as it was drawn -> the trained one, the loss of its first step.
+            train: model as it was drawn -> the trained one, the losses of its steps.
         """
         last: list[Any] = []
 
@@ -119,30 +121,34 @@ class Epoch:
         return Side(run, lambda: self.figures(*last))
 
     def ours(self) -> Side:
-        return self.side(self._train)
-
-    def _train(self, model: Model) -> tuple[Model, float]:
         """As ``cnnctl train`` does, but that nobody here writes checkpoints."""
-        losses, machine = _noted(model), self.asked.machine
-        machine.place(model)
-        augmentation = build.augmentation(self.config, self.train)
-        loader = build.trainer(self.config).load(self.train, augmentation, machine, Processes(), 0)
-        own_loop(self.config, model, loader, machine).fit()
-        return model, float(losses[0])
+        machine, loop = self.asked.machine, loop_maker(self.config, self.asked.machine)
+        augmentation, trainer = build.augmentation(self.config, self.train), self.trainer
+
+        def train(model: torch.nn.Module) -> Trained:
+            assert isinstance(model, Model)
+            losses = _noted(model)
+            machine.place(model)
+            loop(model, trainer.load(self.train, augmentation, machine, Processes(), 0)).fit()
+            return model, losses
+
+        return self.side(train)
 
 
-def own_loop(config: Any, model: Model, train: Loader, machine: Machine) -> Loop:
-    """The training loop of ``cnnctl train`` that evaluates, writes and shows nothing."""
-    task = build.task(config)
-    return Loop(
-        trainer=build.trainer(config),
+def loop_maker(config: Any, machine: Machine) -> Callable[[Model, Loader], Loop]:
+    """(model, training data) -> the loop of ``cnnctl train``, one that evaluates, writes and shows
+    nothing."""
+    trainer, task = build.trainer(config), build.task(config)
+    optimizer, schedule = build.optimizer(config), build.schedule(config)
+    return lambda model, train: Loop(
+        trainer=trainer,
         model=model,
         machine=machine,
         processes=Processes(),
         train=train,
         val=None,
-        optimizer=build.optimizer(config),
-        schedule=build.schedule(config),
+        optimizer=optimizer,
+        schedule=schedule,
         evaluator=task.evaluator,
         monitor=task.best,
         larger_is_better=True,
@@ -154,14 +160,13 @@ def own_loop(config: Any, model: Model, train: Loader, machine: Machine) -> Loop
 
 
 def _noted(model: Model) -> list[Tensor]:
-    """The loss of the first step comes to be in the list, without waiting for it."""
+    """The loss of every step comes to be in the list, without waiting for it."""
     seen: list[Tensor] = []
     loss = model.loss
 
     def noting(images: Images, targets: Targets) -> Losses:
         losses = loss(images, targets)
-        if not seen:
-            seen.append(torch.stack(list(losses.values())).sum().detach())
+        seen.append(torch.stack(list(losses.values())).sum().detach())
         return losses
 
     model.loss = noting
@@ -171,10 +176,11 @@ def _noted(model: Model) -> list[Tensor]:
 def made(work: Work, asked: Asked) -> Epoch:
     """CIFAR-10 where it is at hand, else single digits drawn in colour; the network of the work."""
     count = asked.images or work.images
+    fixed = ("trainer.epochs=1", f"augmentation.size={work.side}")  # some networks ask for another
     try:
         root = () if asked.root is None else (f"data.root={compose.quoted(Path(asked.root))}",)
         config = asked.composed(
-            work, _ONE, "data=cifar10", "data.validation=0", "data.verify=false", *root
+            work, *fixed, "data=cifar10", "data.validation=0", "data.verify=false", *root
         )
         what = "CIFAR-10"
         splits = [build.dataset(config, split) for split in ("train", "test")]
@@ -183,7 +189,7 @@ def made(work: Work, asked: Asked) -> Epoch:
             for split, least in zip(splits, (count, _TEST), strict=True)
         )
     except UserError:
-        config, what = asked.composed(work, _ONE), f"drawn digits, {work.side} x {work.side}"
+        config, what = asked.composed(work, *fixed), f"drawn digits, {work.side} x {work.side}"
         train, test = DigitImages("train", count, work.side), DigitImages("test", _TEST, work.side)
     batch = config.trainer.batch_size
     if len(train) < batch:

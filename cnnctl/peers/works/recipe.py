@@ -15,7 +15,7 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.inference import evaluate
 from cnnctl.models.base import Model
 from cnnctl.peers.works.base import Asked, Figures, Side
-from cnnctl.peers.works.epoch import Rows, own_loop
+from cnnctl.peers.works.epoch import Rows, loop_maker
 from cnnctl.peers.works.table import Work
 
 
@@ -43,13 +43,14 @@ class Recipe:
 
     def ours(self) -> Side:
         train, test = self._loader(self.train), self._loader(self.test)
+        make = loop_maker(self.config, self.asked.machine)
         last: list[Model] = []
 
         def run() -> None:
             torch.manual_seed(0)
             model = build.model(self.config, self.train, train.augmentation.size)
             self.asked.machine.place(model)
-            loop = own_loop(self.config, model, train, self.asked.machine)
+            loop = make(model, train)
             loop.fit()
             last[:] = [loop.evaluated_model()]
 
