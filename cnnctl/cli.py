@@ -50,6 +50,7 @@ PRIMARY = {
 BESIDE = {  # keys beside those of PRIMARY
     ("info", None): "info",
     ("bench", None): "bench",
+    ("bench", "peers"): "peers",
     ("data", "export"): "export",
     ("data", "clean"): "clean",
     ("proposals", None): "recall",

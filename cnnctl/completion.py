@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cnnctl.cli import ACTIONS, COMMANDS, PRIMARY
+from cnnctl.cli import ACTIONS, BESIDE, COMMANDS, PRIMARY
 from cnnctl.errors import Exit
 
 
@@ -27,11 +27,23 @@ def run(arguments: list[str]) -> int:
         primary = PRIMARY[typed]
         last = words[-1]
         if "=" not in last:
-            print("\n".join(a for a in ACTIONS.get(typed, ()) if a.startswith(last)))
+            action = next((word for word in words[2:-1] if word in ACTIONS.get(typed, ())), None)
+            offered = [*ACTIONS.get(typed, ()), *_own_keys(typed, action)]
+            print("\n".join(word for word in offered if word.startswith(last)))
+            if action is not None:
+                words.remove(action)
         del words[1]
         os.environ["COMP_LINE"] = " ".join(words)
     _hydra(primary, arguments)
     return Exit.DONE
+
+
+def _own_keys(command: str, action: str | None) -> list[str]:
+    """Those that the command has beside the keys that Hydra offers."""
+    from cnnctl.compose import compose
+
+    beside = BESIDE.get((command, action))
+    return [f"{key}=" for key in compose(beside, []) if key != "hydra"] if beside else []
 
 
 def _hydra(primary: str, arguments: list[str]) -> None:

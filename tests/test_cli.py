@@ -192,6 +192,8 @@ def test_every_command_has_a_page(capsys: pytest.CaptureFixture[str], command: s
         ("cnnctl train optimizer.l", ["optimizer.lr="]),
         ("cnnctl data ch", ["check"]),
         ("cnnctl eval sp", ["split="]),
+        ("cnnctl bench p", ["peers", "parts="]),
+        ("cnnctl bench model=resnet3", ["model=resnet32", "model=resnet34"]),
     ],
 )
 def test_completion_offers(typed: str, offered: list[str]) -> None:

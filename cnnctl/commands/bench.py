@@ -24,14 +24,16 @@ from cnnctl.commands.bench_subject import (
     Work,
     Workshop,
     evaluating,
+    gradient_stage,
     loading,
     named,
     stepping,
 )
 from cnnctl.commands.bench_table import Row, labels, lines, profile_lines, room
 from cnnctl.commands.info import scaled
+from cnnctl.data.loaders import ResidentLoader
 from cnnctl.engine.checkpoint import write_whole
-from cnnctl.engine.console import Console
+from cnnctl.engine.console import WIDE, Console
 from cnnctl.engine.operator_times import shares
 from cnnctl.engine.processor import described, held_for
 from cnnctl.engine.signals import StopFlag, Stopped
@@ -87,6 +89,7 @@ def run(options: DictConfig, words: list[str], config_dir: str | None = None) ->
         try:
             workshop = Workshop(words, config_dir, bench.console, bench.stop)
             bench.subjects = workshop.subjects(list(options.variants))
+            _check_stages(bench)
             _measure_peaks(bench)
             _introduce(bench)
             for part in options.parts:
@@ -120,6 +123,14 @@ def _check(options: DictConfig) -> None:
         raise UserError(f"must be positive, not {options.budget:g}", field="budget")
     if options.json is not None and not Path(options.json).expanduser().absolute().parent.is_dir():
         raise UserError(f'there is no folder for "{options.json}"', field="json")
+
+
+def _check_stages(bench: Bench) -> None:
+    """What is fitted at once has no training step, and before that nothing to say."""
+    if {"step", "evaluate"} & set(bench.options.parts):
+        for subject in bench.subjects:
+            with named(subject.name):
+                gradient_stage(subject)
 
 
 @contextmanager
@@ -293,18 +304,21 @@ def _show(bench: Bench) -> None:
         console.say("stopped" if bench.rows else "stopped before anything was timed")
     if not bench.rows:
         return
-    width = console.rich.width
+    width = min(console.rich.width, WIDE)
     names = [subject.name for subject in bench.subjects]
     called = labels(names, room(bench.rows, width))
+    legend = []
     for subject in bench.subjects:
-        words = "" if called[subject.name] == subject.name else f"{subject.name}: "
-        console.say(f"{called[subject.name]}: {words}{subject.described()}")
+        label = called[subject.name]
+        full = [(label, subject.name)] if label.startswith("variant ") else []
+        legend += [*full, ("" if full else label, subject.described())]
+    console.facts(legend)
     console.say()
     for line in lines(bench.rows, called):
         console.say(line)
-    turns = sorted({len(row.times.seconds) for row in bench.rows})
     console.say()
-    console.say(f"ms: median of {' to '.join(map(str, {turns[0]: 0, turns[-1]: 0}))} turns;")
+    for line in _notes(bench):
+        console.say(line)
     if bench.profiles:
         console.say()
         console.say("where a training step goes, of the time in operators")
@@ -315,6 +329,18 @@ def _show(bench: Bench) -> None:
         write_whole(path, json.dumps(_record(bench), indent=1).encode())
         console.say()
         console.say(f"written: {path}")
+
+
+def _notes(bench: Bench) -> Iterator[str]:
+    """How the figures are meant."""
+    turns = sorted({len(row.times.seconds) for row in bench.rows})
+    count = f"{turns[0]}" if len(turns) == 1 else f"{turns[0]} to {turns[-1]}"
+    plural = "s" if turns[-1] > 1 else ""
+    yield f"ms: median of {count} turn{plural}, ± half of what is between the quartiles"
+    yield "speed: images/s over the base's; of peak: FLOP/s over those measured above"
+    streamed = not isinstance(bench.subjects[0].train, ResidentLoader)
+    if streamed and any(row.part == "load" for row in bench.rows):
+        yield "load: by one core; a run has trainer.workers processes that do it beside the steps"
 
 
 def _record(bench: Bench) -> dict[str, Any]:

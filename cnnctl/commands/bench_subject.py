@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -141,6 +141,7 @@ class Workshop:
         for name in names:
             with named(name):
                 composed.append(self._composed("" if name == BASE else name))
+                _check_task(composed[0][1], composed[-1][1])
         made: list[Subject] = []
         for name, (words, config, chosen) in zip(names, composed, strict=True):
             with named(name), faults_explained():
@@ -154,6 +155,8 @@ class Workshop:
         composed = compose.compose("train", words, self.config_dir)
         config, chosen = compose.settings(composed), compose.choices(composed)
         build.check(config, chosen)
+        if config.resume is not None:
+            raise UserError("bench continues no run", field="resume", advice="leave it out")
         if config.trainer.devices > 1:
             raise UserError(
                 f"is {config.trainer.devices}, and bench times one process",
@@ -173,12 +176,9 @@ class Workshop:
         torch.set_num_threads(self._threads)
         trainer = build.trainer(config)
         machine = trainer.machine(Processes())
-        task = build.task(config)
-        for one in base:
-            _check_same(one.task.name, task.name, "task")
         train, val = self._data(config)
         for one in base:
-            _check_same(one.train.dataset.classes, train.classes, "classes")
+            _check_classes(one.train.dataset.classes, train.classes)
         trainer.total_steps(len(train))
         augmentation = build.augmentation(config, train)
         torch.manual_seed(key(config.seed, "init"))
@@ -199,7 +199,7 @@ class Workshop:
             words,
             config,
             chosen,
-            task,
+            build.task(config),
             trainer,
             machine,
             torch.get_num_threads(),
@@ -239,14 +239,23 @@ def _plain(config: DictConfig, *names: str) -> list[Any]:
     ]
 
 
-def _check_same(base: Any, own: Any, what: str) -> None:
-    if base != own:
-        raise UserError(
-            f"has another {what} than the configuration that it is a variant of,"
-            " and cannot be compared with it",
-            field="variants",
-            advice="time it by itself",
-        )
+def _check_task(base: DictConfig, own: DictConfig) -> None:
+    names = [build.task(config).name for config in (own, base)]
+    if names[0] != names[1]:
+        raise _Incomparable(f"does task={names[0]}, and the configuration task={names[1]}")
+
+
+def _check_classes(base: Sequence[str], own: Sequence[str]) -> None:
+    if tuple(base) != tuple(own):
+        counts = f"{len(own)} classes, and the configuration's {len(base)}"
+        if len(own) == len(base):
+            counts = "other classes than the configuration's"
+        raise _Incomparable(f"its data has {counts}")
+
+
+class _Incomparable(UserError):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}: they cannot be compared", advice="time it by itself")
 
 
 def loading(subject: Subject) -> Work:
@@ -262,9 +271,6 @@ def stepping(subject: Subject) -> Work:
     """One step of the training loop with a batch that is there: forward, backward, optimizer.
 
     The learning rate is 0: the network stays as it was drawn, and every turn does the same.
-
-    Raises:
-        UserError: nothing of the model is trained by gradients.
     """
     trainer, loader = subject.trainer, subject.train
     batches = list(loader.train(0, _BATCHES, trainer.batch_size, 0))
@@ -286,7 +292,7 @@ def stepping(subject: Subject) -> Work:
         stop=StopFlag(),
     )
     loop.prepare()
-    step = loop.begin(_gradient_stage(subject))
+    step = loop.begin(gradient_stage(subject))
     turn = itertools.count()
 
     def ready() -> None:
@@ -306,7 +312,6 @@ def stepping(subject: Subject) -> Work:
 
 def evaluating(subject: Subject) -> Work:
     """The first batch of the evaluation: loss, predictions and metrics."""
-    _gradient_stage(subject)  # what is fitted at once has nothing to say yet
     at_once = subject.trainer.evaluation_batch(subject.model, subject.val.augmentation)
     numbered = next(subject.val.in_order(at_once))
 
@@ -325,8 +330,12 @@ class _Still(Constant):
         return 0.0
 
 
-def _gradient_stage(subject: Subject) -> GradientStage:
-    """The first of what the model, or ``transfer=``, trains by gradients."""
+def gradient_stage(subject: Subject) -> GradientStage:
+    """The first of what the model, or ``transfer=``, trains by gradients.
+
+    Raises:
+        UserError: there is nothing.
+    """
     transfer, model = build.transfer(subject.config), subject.model
     try:
         stages = transfer.stages(model, None, lambda text: None) if transfer else model.stages()

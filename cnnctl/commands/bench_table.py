@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Row:
         reached = self.reached
         return [
             _digits(1000 * self.times.median),
-            f"± {off:.0f} %",
+            f"±{off:.0f} %",
             _digits(self.rate) if self.images else "",
             scaled(reached) if reached else "",
             f"{100 * reached / self.peak:.0f} %" if reached and self.peak else "",
@@ -95,14 +96,15 @@ def room(rows: Sequence[Row], width: int) -> int:
 
 
 def lines(rows: Sequence[Row], called: Mapping[str, str]) -> list[str]:
-    """A heading for each part, and a line for each variant below it."""
-    body = _all(rows)
-    widths = _widths([_COLUMNS, *body])
+    """A heading for each part, and a line for each variant below it; no column that is empty."""
+    everything = [_COLUMNS, *_all(rows)]
+    filled = [any(column[1:]) for column in zip(*everything, strict=True)]
+    table = [list(itertools.compress(cells, filled)) for cells in everything]
+    widths = _widths(table)
     first = max(len(called[row.variant]) + 2 for row in rows)
-    first = max(first, *(len(row.part) for row in rows if len(row.part) < 10))
-    printed = [_line("", _COLUMNS, first, widths)]
+    printed = [_line("", table[0], first, widths)]
     part = None
-    for row, cells in zip(rows, body, strict=True):
+    for row, cells in zip(rows, table[1:], strict=True):
         if row.part != part:
             part = row.part
             printed.append(part)
