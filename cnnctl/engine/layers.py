@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cnnctl.engine.receptive_field import Field, FieldTracker
 from cnnctl.models.base import Model
 from cnnctl.structures import Images
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def layer_table(
     Args:
         proposals: how many there are in it, spread over the image; for a model that reads them.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, a second
+
     first = next(model.parameters(), torch.zeros(()))
     pixels = torch.zeros(1, in_channels, *size, device=first.device, dtype=first.dtype)
     rows: list[Row] = []
