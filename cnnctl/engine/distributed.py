@@ -7,6 +7,7 @@ one process every function here is the identity.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cnnctl.errors import Exit, UserError
 
@@ -84,6 +87,15 @@ def join(device: str) -> Processes:
 def leave() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def parallel(module: nn.Module) -> DistributedDataParallel:
+    """``module`` with gradients that are reduced where they are, beside the rest of the backward
+    pass. Its buffers stay each process's own: sharing them would hold up every step."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    newer = "forward_sync_buffers" in known  # PyTorch 2.15 warns of the older name
+    own: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **own)
 
 
 class LostPeer(UserError):

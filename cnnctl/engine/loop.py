@@ -20,7 +20,7 @@ from cnnctl.data.base import Dataset
 from cnnctl.data.loaders import Loader, Share
 from cnnctl.engine.averaging import Average
 from cnnctl.engine.checkpoint import Checkpoints, State
-from cnnctl.engine.distributed import Processes
+from cnnctl.engine.distributed import Processes, parallel
 from cnnctl.engine.inference import Watch as Watcher
 from cnnctl.engine.inference import evaluate, held_at_once
 from cnnctl.engine.journal import Journal
@@ -219,10 +219,7 @@ class Loop:
         self.resumed = None
         step_module: nn.Module = _Step(self.model, stage.loss)
         if self.processes.world > 1:
-            # Running statistics are shared where they are used, not in every step.
-            step_module = DistributedDataParallel(
-                step_module, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            step_module = parallel(step_module)
         if stage.first is not None:
             with self.machine.autocast():
                 self._show_all(stage.name, stage.first)
