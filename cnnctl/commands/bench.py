@@ -7,33 +7,20 @@ no data sheet says what a part of a shared machine can do today.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from cnnctl.commands import bench_start
-from cnnctl.commands.bench_subject import (
-    BASE,
-    Subject,
-    Work,
-    Workshop,
-    evaluating,
-    gradient_stage,
-    loading,
-    named,
-    stepping,
-)
-from cnnctl.commands.bench_table import Row, labels, lines, profile_lines, room
-from cnnctl.commands.info import scaled
-from cnnctl.data.loaders import ResidentLoader
-from cnnctl.engine.checkpoint import write_whole
-from cnnctl.engine.console import WIDE, Console
+from cnnctl.commands.bench_report import Bench, show
+from cnnctl.commands.bench_subject import BASE, Subject, Workshop, named
+from cnnctl.commands.bench_table import Row
+from cnnctl.commands.bench_work import Work, evaluating, gradient_stage, loading, stepping
+from cnnctl.engine.console import Console
 from cnnctl.engine.operator_times import shares
 from cnnctl.engine.processor import described, held_for
 from cnnctl.engine.signals import StopFlag, Stopped
@@ -48,27 +35,6 @@ _WORKS: dict[str, Callable[[Subject], Work]] = {
 }
 PARTS = (*_WORKS, START)
 _PROFILED = 3  # steps
-
-
-@dataclass
-class Bench:
-    """What is to be timed and what is known by now."""
-
-    options: DictConfig
-    config_dir: str | None
-    console: Console
-    stop: StopFlag
-    subjects: list[Subject] = field(default_factory=list)
-    peaks: dict[tuple[str, int], float] = field(default_factory=dict)  # (precision, threads)
-    rows: list[Row] = field(default_factory=list)
-    profiles: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def device(self) -> torch.device:
-        return self.subjects[0].machine.device
-
-    def peak(self, subject: Subject) -> float:
-        return self.peaks[subject.machine.precision(), subject.threads]
 
 
 def run(options: DictConfig, words: list[str], config_dir: str | None = None) -> int:
@@ -95,9 +61,10 @@ def run(options: DictConfig, words: list[str], config_dir: str | None = None) ->
             for part in options.parts:
                 if not bench.stop:
                     _time(bench, part)
+            _measure_peaks(bench)  # others may have been busy the first time
         except Stopped:
             pass  # the flag is set
-    _show(bench)
+    show(bench)
     return Exit.DONE if bench.stop.signum is None else 128 + bench.stop.signum
 
 
@@ -146,12 +113,15 @@ def _process_as_it_was() -> Iterator[None]:
 
 
 def _measure_peaks(bench: Bench) -> None:
-    """Of every precision and number of threads that a subject has."""
+    """Of every precision and number of threads that a subject has; the best that was seen."""
+    seen: dict[tuple[str, int], float] = {}
     for subject in bench.subjects:
         name = (subject.machine.precision(), subject.threads)
-        if name not in bench.peaks and not bench.stop:
+        if name not in seen and not bench.stop:
             subject.take_turn()
-            bench.peaks[name] = peak_flops(subject.machine.device, subject.machine.dtype)
+            seen[name] = peak_flops(subject.machine.device, subject.machine.dtype)
+    for name, flops in seen.items():
+        bench.peaks[name] = max(flops, bench.peaks.get(name, 0.0))
 
 
 def _introduce(bench: Bench) -> None:
@@ -160,14 +130,7 @@ def _introduce(bench: Bench) -> None:
     size = " x ".join(map(str, (data.channels, *base.train.augmentation.size)))
     console.say(f"{base.chosen['model']} on {base.chosen['data']}, {len(data):,} images of {size}")
     console.say()
-    several = len({threads for _, threads in bench.peaks}) > 1
-    peaks = [
-        f"{scaled(flops)}FLOP/s in {name}" + (f" on {threads} threads" if several else "")
-        for (name, threads), flops in bench.peaks.items()
-    ]
-    rows = described(bench.device)
-    rows.append(("peak", f"{', '.join(peaks)} (measured)"))
-    console.facts(rows)
+    console.facts(described(bench.device))
     console.say()
 
 
@@ -200,7 +163,7 @@ def _time(bench: Bench, part: str) -> None:
                 bench.profiles[subject.name] = shares(lambda steps=steps: _all(steps), device)
     for subject in bench.subjects:
         name, images = subject.name, works[subject.name].images
-        _add(bench, part, name, taken, images, flops[name], bench.peak(subject), memory[name])
+        _add(bench, part, name, taken, images, flops[name], memory[name])
 
 
 def _all(works: Sequence[Callable[[], object]]) -> None:
@@ -260,9 +223,9 @@ def _time_starts(bench: Bench) -> None:
         sides[subject.name] = _first_step(subject, bench)
     taken = _interleaved(bench, START, sides, {}, warm=0)
     for part in (bench_start.HELP, bench_start.MISTAKE):
-        _add(bench, part, BASE, {BASE: taken[part]}, 0, None, None, None)
+        _add(bench, part, BASE, {BASE: taken[part]}, 0, None, None)
     for subject in bench.subjects:
-        _add(bench, bench_start.FIRST_STEP, subject.name, taken, 0, None, None, None)
+        _add(bench, bench_start.FIRST_STEP, subject.name, taken, 0, None, None)
 
 
 def _first_step(subject: Subject, bench: Bench) -> Callable[[], None]:
@@ -284,84 +247,13 @@ def _add(
     taken: dict[str, Times],
     images: int,
     flops: int | None,
-    peak: float | None,
     memory: int | None,
 ) -> None:
-    """A row of what was timed, if anything was."""
+    """A row of what was timed, if anything was; the peak comes when all is timed."""
     if not taken[name].seconds:
         return
     base = next((row for row in bench.rows if (row.part, row.variant) == (part, BASE)), None)
-    row = Row(part, name, taken[name], images, flops, peak, memory, 1.0)
+    row = Row(part, name, taken[name], images, flops, None, memory, 1.0)
     if base is not None:
-        ratio = row.rate / base.rate
-        row = Row(part, name, taken[name], images, flops, peak, memory, ratio)
+        row = replace(row, ratio=row.rate / base.rate)
     bench.rows.append(row)
-
-
-def _show(bench: Bench) -> None:
-    console = bench.console
-    if bench.stop:
-        console.say("stopped" if bench.rows else "stopped before anything was timed")
-    if not bench.rows:
-        return
-    width = min(console.rich.width, WIDE)
-    names = [subject.name for subject in bench.subjects]
-    called = labels(names, room(bench.rows, width))
-    legend = []
-    for subject in bench.subjects:
-        label = called[subject.name]
-        full = [(label, subject.name)] if label.startswith("variant ") else []
-        legend += [*full, ("" if full else label, subject.described())]
-    console.facts(legend)
-    console.say()
-    for line in lines(bench.rows, called):
-        console.say(line)
-    console.say()
-    for line in _notes(bench):
-        console.say(line)
-    if bench.profiles:
-        console.say()
-        console.say("where a training step goes, of the time in operators")
-        for line in profile_lines(bench.profiles, called, width):
-            console.say(line)
-    if bench.options.json is not None:
-        path = Path(bench.options.json).expanduser()
-        write_whole(path, json.dumps(_record(bench), indent=1).encode())
-        console.say()
-        console.say(f"written: {path}")
-
-
-def _notes(bench: Bench) -> Iterator[str]:
-    """How the figures are meant."""
-    turns = sorted({len(row.times.seconds) for row in bench.rows})
-    count = f"{turns[0]}" if len(turns) == 1 else f"{turns[0]} to {turns[-1]}"
-    plural = "s" if turns[-1] > 1 else ""
-    yield f"ms: median of {count} turn{plural}, ± half of what is between the quartiles"
-    yield "speed: images/s over the base's; of peak: FLOP/s over those measured above"
-    streamed = not isinstance(bench.subjects[0].train, ResidentLoader)
-    if streamed and any(row.part == "load" for row in bench.rows):
-        yield "load: by one core; a run has trainer.workers processes that do it beside the steps"
-
-
-def _record(bench: Bench) -> dict[str, Any]:
-    return {
-        "machine": dict(described(bench.device)),
-        "peaks": [
-            {"precision": name, "threads": threads, "flops_per_second": flops}
-            for (name, threads), flops in bench.peaks.items()
-        ],
-        "variants": [
-            {
-                "name": subject.name,
-                "words": subject.words,
-                "precision": subject.machine.precision(),
-                "channels_last": subject.machine.channels_last,
-                "compile": subject.trainer.compile,
-                "threads": subject.threads,
-                "batch_size": subject.trainer.batch_size,
-            }
-            for subject in bench.subjects
-        ],
-        "rows": [row.record() for row in bench.rows],
-        "profile": bench.profiles,
-    }

@@ -28,7 +28,7 @@ _OWN = (
 )
 # An operator within one of these belongs to it: a batch norm's sums are a batch norm.
 _AROUND = (
-    (COMPILED, r"compiled|inductor|triton|torch-compiled"),
+    (COMPILED, r"compiled|inductor|triton|dynamo|aotdispatch|pregraph"),
     (NORMALISATION, r"norm(?!al)"),
     (POOLING, r"pool|roi_align"),
     (CONVOLUTION, r"conv"),

@@ -107,6 +107,26 @@ def test_other_tasks_and_stages(said, words):
     assert printed == ["load", "step", "evaluate"]
 
 
+def test_images_that_are_read_one_by_one_are_loaded_by_one_core(said, picture_folder):
+    words = (f"data.root={picture_folder}", "augmentation.size=16", "trainer.batch_size=8")
+    code, out, err = said("data=folder", "model=mlp", *words, "parts=[load]", "turns=3")
+    assert (code, err) == (0, "")
+    assert "load: by one core; a run has trainer.workers processes" in out
+    assert "where a training step goes" not in out
+
+
+def test_the_peak_is_the_best_that_was_seen(said, monkeypatch, elsewhere):
+    seen = iter((3e9, 5e9, 4e9, 1e9))  # of both precisions, before and after
+    monkeypatch.setattr(bench, "peak_flops", lambda device, dtype: next(seen))
+    variants = "variants=[trainer.precision=bf16]"
+    code, out, _ = said(*QUICK, "parts=[step]", "profile=false", variants, "json=a.json")
+    assert code == 0
+    assert "  4 GFLOP/s in fp32, 5 GFLOP/s in bf16 (measured)" in out
+    rows = json.loads((elsewhere / "a.json").read_text())["rows"]
+    for row, peak in zip(rows, (4e9, 5e9), strict=True):
+        assert row["of_peak"] == pytest.approx(row["flops_per_second"] / peak)
+
+
 def test_threads_are_those_of_the_turn_and_put_back(said, monkeypatch):
     seen = []
     original = bench.stepping
