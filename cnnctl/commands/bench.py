@@ -7,15 +7,14 @@ no data sheet says what a part of a shared machine can do today.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
-from cnnctl.commands import bench_start
+from cnnctl.commands import bench_file, bench_start
 from cnnctl.commands.bench_report import Bench, show
 from cnnctl.commands.bench_subject import BASE, Subject, Workshop, named
 from cnnctl.commands.bench_table import Row
@@ -64,6 +63,9 @@ def run(options: DictConfig, words: list[str], config_dir: str | None = None) ->
             _measure_peaks(bench)  # others may have been busy the first time
         except Stopped:
             pass  # the flag is set
+        except UserError:
+            show(bench)  # what was timed before it
+            raise
     show(bench)
     return Exit.DONE if bench.stop.signum is None else 128 + bench.stop.signum
 
@@ -88,8 +90,7 @@ def _check(options: DictConfig) -> None:
         raise UserError(f"must be at least 1, not {options.turns}", field="turns")
     if not options.budget > 0:
         raise UserError(f"must be positive, not {options.budget:g}", field="budget")
-    if options.json is not None and not Path(options.json).expanduser().absolute().parent.is_dir():
-        raise UserError(f'there is no folder for "{options.json}"', field="json")
+    bench_file.check(options.json)
 
 
 def _check_stages(bench: Bench) -> None:
@@ -183,8 +184,8 @@ def _flops(work: Callable[[], object]) -> int:
 def _interleaved(
     bench: Bench,
     part: str,
-    sides: dict[str, Callable[[], object]],
-    works: dict[str, Work],
+    sides: Mapping[str, Callable[[], object]],
+    works: Mapping[str, Work],
     warm: int = 1,
 ) -> dict[str, Times]:
     options, by_name = bench.options, {subject.name: subject for subject in bench.subjects}
@@ -221,7 +222,11 @@ def _time_starts(bench: Bench) -> None:
     sides: dict[str, Callable[[], object]] = {**bench_start.answering()}
     for subject in bench.subjects:
         sides[subject.name] = _first_step(subject, bench)
-    taken = _interleaved(bench, START, sides, {}, warm=0)
+    cut: list[str] = []
+    apart = {name: _apart(name, side, bench, cut) for name, side in sides.items()}
+    taken = _interleaved(bench, START, apart, {}, warm=0)
+    for name in cut:
+        taken[name] = Times(taken[name].seconds[:-1])
     for part in (bench_start.HELP, bench_start.MISTAKE):
         _add(bench, part, BASE, {BASE: taken[part]}, 0, None, None)
     for subject in bench.subjects:
@@ -230,12 +235,24 @@ def _time_starts(bench: Bench) -> None:
 
 def _first_step(subject: Subject, bench: Bench) -> Callable[[], None]:
     def run() -> None:
+        with named(subject.name):
+            bench_start.first_step(subject.words, bench.config_dir)
+
+    return run
+
+
+def _apart(
+    name: str, side: Callable[[], object], bench: Bench, cut: list[str]
+) -> Callable[[], None]:
+    """``side`` in a process of its own, which a Ctrl-C ends too: it is then ``cut``."""
+
+    def run() -> None:
         try:
-            with named(subject.name):
-                bench_start.first_step(subject.words, bench.config_dir)
+            side()
         except UserError:
-            if not bench.stop:  # the same Ctrl-C ended it
+            if not bench.stop:
                 raise
+            cut.append(name)
 
     return run
 

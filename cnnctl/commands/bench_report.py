@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from cnnctl.commands import bench_file
 from cnnctl.commands.bench_subject import Subject
 from cnnctl.commands.bench_table import Row, labels, lines, profile_lines, room
 from cnnctl.commands.info import scaled
 from cnnctl.data.loaders import ResidentLoader
-from cnnctl.engine.checkpoint import write_whole
 from cnnctl.engine.console import WIDE, Console
 from cnnctl.engine.processor import described
 from cnnctl.engine.signals import StopFlag
@@ -71,8 +69,7 @@ def show(bench: Bench) -> None:
         for line in profile_lines(bench.profiles, called, width):
             console.say(line)
     if bench.options.json is not None:
-        path = Path(bench.options.json).expanduser()
-        write_whole(path, json.dumps(_record(bench), indent=1).encode())
+        path = bench_file.write(bench.options.json, _record(bench))
         console.say()
         console.say(f"written: {path}")
 

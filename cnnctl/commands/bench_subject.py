@@ -16,6 +16,7 @@ from cnnctl import build, compose
 from cnnctl.commands.proposing import with_proposals
 from cnnctl.commands.start import start
 from cnnctl.commands.train import placed
+from cnnctl.data.augmentations.base import Augmentation
 from cnnctl.data.base import Dataset, NoSplit
 from cnnctl.data.loaders import Loader
 from cnnctl.engine.console import Console
@@ -39,6 +40,7 @@ class Subject:
     Args:
         name: ``BASE``, or the variant as it was written.
         threads, deterministic: of the whole process, while it is this one's turn.
+        computes: with what, in words; they name the threads, which are the process's.
         train, val: the loaders; without a val split the training images are evaluated.
     """
 
@@ -50,6 +52,7 @@ class Subject:
     trainer: Trainer
     machine: Machine
     threads: int
+    computes: str
     train: Loader
     val: Loader
     model: Model
@@ -70,7 +73,7 @@ class Subject:
     def described(self) -> str:
         compiled = ", compiled" if self.trainer.compile else ""
         parts = f" in {self.trainer.accumulate} parts" if self.trainer.accumulate > 1 else ""
-        return f"{self.machine.describe()}{compiled}, batches of {self.trainer.batch_size}{parts}"
+        return f"{self.computes}{compiled}, batches of {self.trainer.batch_size}{parts}"
 
     @contextmanager
     def faults_named(self) -> Iterator[None]:
@@ -156,17 +159,14 @@ class Workshop:
             _check_classes(one.train.dataset.classes, train.classes)
         trainer.total_steps(len(train))
         augmentation = build.augmentation(config, train)
-        torch.manual_seed(key(config.seed, "init"))
-        build.with_published_weights(config)
-        model = build.model(config, train, augmentation.size)
-        start(config, model, train.classes, Console(quiet=True))
-        alone = replace(trainer, workers=0)  # what one core loads, and nothing beside the others
+        model = _model(config, train, augmentation)
+        load = replace(trainer, workers=0).load  # what one core does, and nothing beside the others
         where = [str(machine.device), trainer.loader, trainer.batch_size == 1]
 
         def loader(data: Dataset) -> Loader:
             return self._once(
                 [id(data), *_plain(config, "augmentation", "task", "seed"), *where],
-                lambda: alone.load(data, augmentation, machine, Processes(), config.seed),
+                lambda: load(data, augmentation, machine, Processes(), config.seed),
             )
 
         return Subject(
@@ -178,8 +178,9 @@ class Workshop:
             trainer,
             machine,
             torch.get_num_threads(),
+            machine.describe(),
             loader(train),
-            loader(val if val is not None else train),
+            loader(train if val is None else val),
             placed(model, trainer, machine),
         )
 
@@ -200,6 +201,14 @@ class Workshop:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
+
+
+def _model(config: DictConfig, data: Dataset, augmentation: Augmentation) -> Model:
+    torch.manual_seed(key(config.seed, "init"))
+    build.with_published_weights(config)
+    model = build.model(config, data, augmentation.size)
+    start(config, model, data.classes, Console(quiet=True))
+    return model
 
 
 def _key(word: str) -> str:

@@ -14,6 +14,7 @@ from cnnctl.commands.bench_table import Row, labels, lines, profile_lines
 from cnnctl.engine import operator_times, processor
 from cnnctl.engine.operator_times import kind
 from cnnctl.engine.stopwatch import Times
+from cnnctl.errors import UserError
 
 CPU = torch.device("cpu")
 QUICK = ("model=mlp", "model.widths=[16]", "turns=2", "trainer.threads=1", "trainer.precision=fp32")
@@ -22,6 +23,7 @@ QUICK = ("model=mlp", "model.widths=[16]", "turns=2", "trainer.threads=1", "trai
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(bench, "peak_flops", lambda device, dtype: 1e12)
     return tmp_path
 
@@ -142,7 +144,10 @@ def test_threads_are_those_of_the_turn_and_put_back(said, monkeypatch):
     monkeypatch.setattr("cnnctl.engine.trainer.cores", lambda: 2)
     before = torch.get_num_threads()
     words = ("parts=[step]", "profile=false", "variants=[trainer.threads=2]")
-    assert said(*QUICK, *words)[0] == 0
+    code, out, _ = said(*QUICK, *words)
+    assert code == 0
+    assert "base       cpu, 1 threads, fp32" in out
+    assert "threads=2  cpu, 2 threads, fp32" in out
     assert {threads for threads, _ in seen} == {1, 2}
     assert all(wanted == there for wanted, there in seen)
     assert torch.get_num_threads() == before
@@ -157,7 +162,9 @@ MISTAKES = [
     ("turns=0", "turns: must be at least 1, not 0", ""),
     ("turns=x", "turns: must be a whole number", ""),
     ("budget=0", "budget: must be positive", ""),
-    ("json=none/here.json", "json: there is no folder", ""),
+    ("json=none/here.json", "json: there is no folder", "json=figures.json"),
+    ("json=.", 'json: "." is a folder', "json=figures.json"),
+    ("json='~nobody_here/a.json'", 'json: there is no home for "~nobody_here/a.json"', ""),
     ("variants=['']", "variants: has one that changes nothing", "precision"),
     ("variants=[seed=1,seed=1]", 'variants: has "seed=1" twice', ""),
     ("variants=[zzz=1]", 'variant "zzz=1": zzz: unknown key', "trainer"),
@@ -214,6 +221,42 @@ def test_asked_to_stop_it_shows_what_there_is(said, monkeypatch):
     assert "stopped" in printed
     assert {"load", "step"} <= set(printed)
     assert "evaluate" not in printed
+
+
+def test_what_was_timed_before_a_fault_is_shown(said, monkeypatch, elsewhere):
+    def evaluating(subject):
+        work = bench.loading(subject)
+        work.run = lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory"))
+        return work
+
+    monkeypatch.setitem(bench._WORKS, "evaluate", evaluating)
+    code, out, err = said(*QUICK, "profile=false", "json='~/a.json'")
+    assert code == 5
+    assert err.startswith("error: out of memory")
+    assert {"load", "step"} <= set(out.splitlines())
+    rows = json.loads((elsewhere / "a.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["load", "step"]
+
+
+def test_a_child_that_the_same_ctrl_c_ended_is_no_fault(said, monkeypatch, elsewhere):
+    def run(program, arguments, code):
+        calls.append(arguments[0])
+        if len(calls) == 6:
+            stops[0].signum = 2
+            raise UserError("cnnctl train ended with -2 in a process of its own")
+
+    calls, stops = [], []
+    install = bench.StopFlag.install
+    monkeypatch.setattr(bench.StopFlag, "install", lambda flag: (stops.append(flag), install(flag)))
+    monkeypatch.setattr(bench_start, "_run", run)
+    words = ("parts=[load,start]", "profile=false", "json=a.json")
+    code, out, err = said(*QUICK, *words)
+    assert (code, err) == (130, "")
+    assert "stopped" in out.splitlines()
+    rows = json.loads((elsewhere / "a.json").read_text())["rows"]
+    turns = {row["part"]: row["turns"] for row in rows}
+    assert sum(turns.pop(part) for part in list(turns) if part != "load") == 5  # not the cut one
+    assert turns == {"load": 2}
 
 
 def test_start_is_timed_in_processes(said, monkeypatch, elsewhere):
