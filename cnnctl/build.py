@@ -44,6 +44,9 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
     "proposals": (("cnnctl.data.proposals",), ProposalMethod),
 }
 
+_LATER = ("transfer", "proposals")  # configurations from before there were any have no such key
+_MAY_BE_NONE = ("backbone",)
+
 # Keys of ``data=`` for any data set of labelled images in memory, applied here to what it reads.
 _CHOICE: dict[str, Any] = {"only": list[str | int] | None, "per_class": int | None}
 
@@ -242,6 +245,7 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
     Raises:
         UserError: code 2.
     """
+    _check_all_there(config)
     for group in _ALLOWED:
         if config.get(group):
             cls = _target(config, group)
@@ -283,6 +287,17 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
             field="trainer.monitor",
             advice=nearest(monitor, the_task.metrics),
         )
+
+
+def _check_all_there(config: DictConfig) -> None:
+    for group in _ALLOWED:
+        there = group in config if group in _MAY_BE_NONE else config.get(group)
+        if not there and group not in _LATER:
+            raise UserError(
+                "is left out, and nothing runs without it",
+                field=group,
+                advice=f"name one ({group}=...), or leave ~{group} out",
+            )
 
 
 def _proposed(config: DictConfig, model: Any, names: dict[str, str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn, optim
 
 from cnnctl import binding, build, compose
@@ -81,6 +81,20 @@ def test_check_reads_no_data(monkeypatch):
     for name in ("dataset", "model", "augmentation"):
         monkeypatch.setattr(build, name, refuse)
     build.check(composed("data=cifar10"), {})
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["task", "model", "backbone", "data", "augmentation", "optimizer", "schedule", "trainer"],
+)
+def test_a_group_that_is_left_out_is_named(group):
+    config = composed()
+    with open_dict(config):
+        del config[group]
+    with pytest.raises(UserError, match="is left out, and nothing runs without it") as raised:
+        build.check(config, {})
+    assert raised.value.field == group
+    assert f"{group}=..." in str(raised.value.advice)
 
 
 MINE = """

@@ -171,6 +171,7 @@ MISTAKES = [
     ("variants=[trainer.precision=fp8]", 'fp8": trainer.precision: must be one of', ""),
     ("variants=[trainer.precision=fp16]", 'fp16": trainer.precision: fp16 is for GPUs', "bf16"),
     ("variants=[trainer.threads=999]", 'variant "trainer.threads=999": trainer', "cores"),
+    ("variants=[~data]", 'variant "~data": data: is left out, and nothing runs', "data=..."),
     ("variants=[task=detect]", "does task=detect, and the configuration task=classify", "itself"),
     ("variants=[data.only=[1,2]]", "its data has 2 classes, and the configuration's 10", "itself"),
     ("model=nearest_neighbour", "nearest_neighbour is fitted at once", "parts=[load]"),
