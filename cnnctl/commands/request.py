@@ -19,7 +19,7 @@ from cnnctl.engine.run import RunDirectory
 from cnnctl.errors import Exit, UserError
 
 # What a resumed run may change: nothing that changes the result up to its old end, but for another
-# device or number of threads, which rounds differently (and the run says so).
+# device, number of threads or compilation, which rounds differently (and the run says so).
 RESUMABLE = (
     "trainer.epochs",
     "trainer.steps",
@@ -32,6 +32,7 @@ RESUMABLE = (
     "trainer.test",
     "trainer.device",
     "trainer.threads",
+    "trainer.compile",
     "data.root",
 )
 LENGTH = {"trainer.epochs", "trainer.steps", "trainer.patience"}  # a finished run may go on

@@ -26,6 +26,7 @@ from cnnctl.data.proposed import changed
 from cnnctl.drawing.layer_pictures import draw_layers
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
+from cnnctl.engine.chosen import fused_norm
 from cnnctl.engine.compiling import verdict
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
@@ -339,8 +340,8 @@ def _resumed_state(
             **where,
             advice="the order of additions would differ: resume with as many, or use init_from=",
         )
-    if state["machine"] != described["machine"] and processes.first:
-        before, now = (_inline(values) for values in (state["machine"], described["machine"]))
+    before, now = _inline(state), _inline(described)
+    if before != now and processes.first:
         print(
             f"warning: the run began with {before} and goes on with {now}:"
             " its last digits will differ from those of a run left alone",
@@ -349,8 +350,11 @@ def _resumed_state(
     return state
 
 
-def _inline(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _inline(state: dict[str, Any]) -> str:
+    """What a run computes with, and how."""
+    kinds = {"fused_norm": False, **state["machine"], "compiled": state.get("compiled", False)}
+    named = (name if value is True else f"{name} {value}" for name, value in kinds.items())
+    return ", ".join(name for name in named if not name.endswith(" False"))
 
 
 def _claim(request: Request, processes: Processes) -> RunDirectory:
@@ -398,6 +402,8 @@ def _describe(
             "device": machine.device.type,
             "precision": machine.precision(),
             "threads": torch.get_num_threads(),
+            "fused_norm": fused_norm(machine),
         },
+        "compiled": request.config["trainer"]["compile"] is True,
         "versions": {"torch": str(torch.__version__)},
     }

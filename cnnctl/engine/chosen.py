@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
+from cnnctl.data.base import ArrayDataset
 from cnnctl.data.loaders import Loader, ResidentLoader, StreamingLoader
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import Machine, cores
 from cnnctl.engine.trainer import MAX_RESIDENT, Trainer, resident_bytes
 from cnnctl.models.base import Model
+from cnnctl.ops.batch_norm_relu import kernel_name
 
 
 def why_chosen(
@@ -30,12 +32,20 @@ def _chosen(
     if trainer.precision == "auto":
         native = "native here" if machine.dtype == torch.bfloat16 else "bf16 is not native here"
         yield f"precision {machine.precision()} ({native})"
+    if machine.device.type == "cpu" and machine.dtype == torch.bfloat16 and not fused_norm(machine):
+        yield "batch norm not fused (no C compiler, or CNNCTL_FUSED=0)"
     if trainer.threads is None:
         yield f"threads {torch.get_num_threads()} ({_threads(processes)})"
     if trainer.loader == "auto":
         yield f"loader {_loader(loader)}"
     if trainer.eval_batch_size is None:
         yield f"eval_batch_size {trainer.evaluation_batch(model, loader.augmentation)}"
+
+
+def fused_norm(machine: Machine) -> bool:
+    """Whether batch norm, addition and ReLU are one here, which rounds less often."""
+    reduced = machine.device.type == "cpu" and machine.dtype == torch.bfloat16
+    return reduced and kernel_name() is not None
 
 
 def _threads(processes: Processes) -> str:
@@ -55,5 +65,7 @@ def _loader(loader: Loader) -> str:
     if isinstance(loader, ResidentLoader):
         return f"resident ({size:,.1f} MB)"
     assert isinstance(loader, StreamingLoader)
-    why = f"{size:,.0f} MB" if size * 2**20 > MAX_RESIDENT else "read image by image"
+    held = isinstance(loader.dataset, ArrayDataset)
+    large = held and size * 2**20 > MAX_RESIDENT
+    why = f"{size:,.0f} MB" if large else "read image by image"
     return f"streaming ({why}; workers {loader.workers})"

@@ -15,6 +15,7 @@ import torch
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.processor import cpu_model
 from cnnctl.models.base import Model
+from cnnctl.ops.batch_norm_relu import kernel_name
 from cnnctl.structures import Batch
 from cnnctl.user_cache import user_cache
 
@@ -42,7 +43,8 @@ def verdict(model: Model, batch: Batch, machine: Machine, steps: int) -> Verdict
         try:
             cost, taken = seconds(model, batch, machine, compiled=True)
         except Exception as error:  # of a compiler: any
-            return Verdict(False, f"it does not work here: {str(error).splitlines()[0]}")
+            said = str(error) or type(error).__name__
+            return Verdict(False, f"it does not work here: {said.splitlines()[0]}")
         ratio = taken / plain
         _remember(known, [cost, ratio])
     pays = ratio < WINS and ahead * (1 - ratio) > cost
@@ -78,7 +80,8 @@ def _timed(work: Callable[[], None]) -> float:
 def _key(model: Model, batch: Batch, machine: Machine) -> str:
     shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
     what = (str(model), shapes, tuple(batch.images.pixels.shape), machine.describe(), cpu_model())
-    return hashlib.sha256(repr((*what, str(torch.__version__))).encode()).hexdigest()[:32]
+    programs = (str(torch.__version__), kernel_name())
+    return hashlib.sha256(repr((*what, *programs)).encode()).hexdigest()[:32]
 
 
 def _remember(path: Path, figures: list[float]) -> None:

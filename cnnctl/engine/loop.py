@@ -217,6 +217,7 @@ class Loop:
         if self.resumed is not None and self.resumed["optimizer"] and progress.step:
             load_optimizer(self.opt, self.resumed["optimizer"])
         self.resumed = None
+        self._share_buffers(self.model)  # of a stage before, which this one may look at
         step_module: nn.Module = _Step(self.model, stage.loss)
         if self.processes.world > 1:
             step_module = parallel(step_module)

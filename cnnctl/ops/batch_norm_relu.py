@@ -16,9 +16,11 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,13 @@ def _applies(norm: nn.BatchNorm2d, x: Tensor, added: Tensor | None) -> bool:
     if type(x) is not Tensor:  # one without memory, that only counts
         return False
     usual = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None
-    if not usual or norm.weight is None or norm.running_mean is None or _hooked(norm):
+    affine = norm.weight is not None and norm.bias is not None
+    if not usual or not affine or norm.running_mean is None or _hooked(norm):
         return False
     alike = added is None or (added.dtype == x.dtype and added.shape == x.shape)
     return (
         alike
-        and norm.weight.dtype == norm.running_mean.dtype == torch.float32
+        and norm.weight.dtype == norm.bias.dtype == norm.running_mean.dtype == torch.float32
         and x.shape[1] == norm.num_features
         and x.numel() > x.shape[1]  # else torch says what is wrong
         and x.is_contiguous(memory_format=_NHWC)
@@ -142,14 +145,19 @@ def _loaded() -> ctypes.CDLL:
     return kernel
 
 
+def kernel_name() -> str | None:
+    """Of the compiled source, which its bits depend on; None where the kernel is not used."""
+    return None if _kernel() is None else _library(*_command())
+
+
 @functools.cache
 def _kernel() -> ctypes.CDLL | None:
     """The compiled source; None where it is not wanted, or nothing here can compile it."""
     if os.environ.get("CNNCTL_FUSED") == "0":
         return None
     try:
-        kernel = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError):
+        kernel = _opened()
+    except (OSError, subprocess.SubprocessError, ValueError):  # a CC that is no command
         return None
     p, n, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     kernel.forward.argtypes = [p, p, p, n, n, p, p, ctypes.c_double, p, p, p, i]
@@ -157,26 +165,43 @@ def _kernel() -> ctypes.CDLL | None:
     return kernel
 
 
-def _compiled() -> Path:
+def _opened() -> ctypes.CDLL:
     """The library, made for this source, compiler and processor where it is not kept.
 
     Raises:
-        OSError, SubprocessError: there is no compiler, it fails, or nothing can be kept.
+        OSError, SubprocessError: there is no compiler, or it fails.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler")
-    flags = _FLAGS
-    if platform.machine() == "x86_64":
-        flags = (*flags, "-mprefer-vector-width=512")
-    made_for = repr((_SOURCE.read_text(), compiler, flags, torch.cpu.get_capabilities()))
-    name = hashlib.blake2b(made_for.encode(), digest_size=12).hexdigest()
-    library = user_cache("kernels") / f"{_SOURCE.stem}-{name}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder, library.name)  # moved when whole: others may be at it too
-            command = [compiler, *flags, *_SHARED, str(_SOURCE), "-o", str(made), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
-            made.replace(library)
+    command = _command()
+    kept = user_cache("kernels") / _library(*command)
+    try:
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                # Moved when whole: others may be at it too.
+                _compile(command, Path(folder, kept.name)).replace(kept)
+        return ctypes.CDLL(str(kept))
+    except OSError:  # a cache that cannot be written, or that nothing may be loaded from
+        with tempfile.TemporaryDirectory() as folder:
+            return ctypes.CDLL(str(_compile(command, Path(folder, kept.name))))
+
+
+def _compile(command: Sequence[str], library: Path) -> Path:
+    command = [*command, *_SHARED, str(_SOURCE), "-o", str(library), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
     return library
+
+
+def _command() -> list[str]:
+    """The compiler with its own words ($CC may have some) and ours."""
+    found = shutil.which("cc") or shutil.which("gcc")
+    compiler = shlex.split(os.environ.get("CC", "")) or [found or ""]
+    if not compiler[0]:
+        raise FileNotFoundError("no C compiler")
+    wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+    return [*compiler, *_FLAGS, *wide]
+
+
+def _library(*command: str) -> str:
+    made_for = repr((_SOURCE.read_text(), command, torch.cpu.get_capabilities()))
+    name = hashlib.blake2b(made_for.encode(), digest_size=12).hexdigest()
+    return f"{_SOURCE.stem}-{name}.so"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from cnnctl.models.base import ClassificationModel, FitStage, GradientStage, Stage
-from cnnctl.structures import Batch
+from cnnctl.models.base import ClassificationModel, FitStage, GradientStage, Losses, Stage
+from cnnctl.structures import Batch, Images, Targets
 
 
 class Staged(ClassificationModel):
@@ -38,3 +38,24 @@ class Staged(ClassificationModel):
             GradientStage("features", self.loss, self.parameters),
             GradientStage("head", self.loss, self.head.parameters),
         ]
+
+
+class Agreed(Staged):
+    """Its last stage begins with the same batch statistics in every process, or not at all."""
+
+    agreed = False
+
+    def loss(self, images: Images, targets: Targets) -> Losses:
+        resting = not next(self.hidden.parameters()).requires_grad
+        if resting and not self.agreed:
+            own = self.get_buffer("hidden.1.running_mean")
+            every = [torch.zeros_like(own) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(every, own)
+            assert own.abs().sum() > 0
+            assert all(torch.equal(other, own) for other in every), every
+            self.agreed = True
+        return super().loss(images, targets)
+
+    def stages(self) -> Sequence[Stage]:
+        whiten, _, head = super().stages()
+        return [whiten, GradientStage("features", self.loss, self.parameters, evaluate=False), head]

@@ -112,3 +112,24 @@ def test_a_resumed_run_does_as_it_did(train, command, tmp_path, monkeypatch, cap
     assert checkpoint.read(run / "last.pt")["compiled"] is True
     assert command("train", f"resume={run}", "trainer.steps=4") == 0
     assert (asked, compiled) == ([(32, 4)], ["MLP", "MLP"])
+    assert "last digits" not in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_do_without(train, command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    run = tmp_path / "run"
+    assert train(run, "trainer.compile=true", "trainer.steps=2") == 0
+    assert command("train", f"resume={run}", "trainer.steps=4", "trainer.compile=false") == 0
+    assert ", compiled and goes on with device cpu" in capsys.readouterr().err
+    assert checkpoint.read(run / "last.pt")["compiled"] is False
+
+
+def test_a_compiler_that_says_nothing(measured, model, batch, monkeypatch):
+    def seconds(model, batch, machine, compiled):
+        if compiled:
+            raise AssertionError
+        return 9.0, 9.0
+
+    monkeypatch.setattr(compiling, "seconds", seconds)
+    found = verdict(model, batch, CPU, 1000)
+    assert found == Verdict(False, "it does not work here: AssertionError")

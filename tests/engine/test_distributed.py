@@ -307,6 +307,19 @@ def test_every_process_fits_on_all_of_the_data(tmp_path, tiny):
 
 
 @pytest.mark.slow
+def test_a_stage_begins_with_the_same_statistics_everywhere(tmp_path, tiny):
+    """Each process has those of its own images, and nothing was evaluated in between."""
+    process = start(
+        "train", "hydra.run.dir=run", *tiny, "trainer.devices=2", "trust=[staged]",
+        "model._target_=staged.Agreed", "~model.widths", "~model.activation", "~model.dropout",
+        "~model.batch_norm", "trainer.steps=3", cwd=tmp_path,
+    )  # fmt: skip
+    code, _, err = ended(process)
+    assert (code, err) == (0, "")
+    assert checkpoint.read(tmp_path / "run" / "last.pt")["progress"]["total_steps"] == 7
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_fault_of_one_process_is_one_sentence(rank, tmp_path, tiny):
     """The other is waiting in a collective call, and has nothing to say."""
