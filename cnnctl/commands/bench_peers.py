@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from cnnctl import compose
 from cnnctl.binding import typed
+from cnnctl.commands import bench_file
 from cnnctl.errors import Exit, UserError, nearest
 from cnnctl.peers.works.table import WORKS
 
@@ -72,8 +73,7 @@ def checked(settings: Any) -> dict[str, Any]:
             field="precision",
             advice="take fp32, bf16, fp16 or auto",
         )
-    if asked["json"] is not None and not Path(asked["json"]).absolute().parent.is_dir():
-        raise UserError("its folder does not exist", file=asked["json"], field="json")
+    bench_file.check(asked["json"])
     return asked
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,8 +14,8 @@ from typing import Any
 
 import torch
 
+from cnnctl.commands import bench_file
 from cnnctl.engine import processor
-from cnnctl.engine.checkpoint import disk_error
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import Machine, cores, faults_explained
@@ -29,6 +28,7 @@ from cnnctl.peers.works.table import AMX, CUDA, PLAIN, WORKS, Work
 
 OURS, NONE = "cnnctl", Times(())
 _KINDS = {AMX: "a CPU with AMX", PLAIN: "a CPU without AMX", CUDA: "a GPU"}
+_DOERS = "leave peers= out: all that do it are taken"
 _COLUMNS = ("work", "peer", "peer, images/s", "ours", "ratio", "peer's", "ours'", "target", "met")
 
 
@@ -38,6 +38,7 @@ class Row:
 
     Args:
         work: its name; about: in words; data: what the images are.
+        precision: that the peer computes in.
         images: of a turn.
         theirs, ours: seconds of each turn, of the peer and of us.
         their_figures, our_figures: what was learnt or found.
@@ -48,6 +49,7 @@ class Row:
     work: str
     about: str
     peer: str
+    precision: str = ""
     data: str = ""
     images: int = 0
     theirs: Times = NONE
@@ -74,12 +76,13 @@ class Row:
         return self.ratio >= self.target
 
     def cells(self) -> list[str]:
+        images = f", {self.images:,} images of {self.data}" if self.data else ""
+        names = [self.about + images, f"{self.peer} ({self.precision})"]
         if self.ratio is None:
-            return [self.about, self.peer, self.note, *[""] * 6]
+            return [*names, self.note, *[""] * 6]
         low, high = self.ratios.spread
         return [
-            self.about,
-            self.peer,
+            *names,
             speed(self.images / self.theirs.median),
             speed(self.images / self.ours.median),
             f"{self.ratio:.2f}x ({low:.2f}-{high:.2f})",
@@ -110,14 +113,17 @@ def compare(asked: dict[str, Any]) -> int:
     """The whole command, its settings checked by ``bench_peers``."""
     console, stop = Console(), StopFlag()
     stop.install()
+    compared = [name for name in asked["work"] if doing(WORKS[name], asked["peers"])]
+    if not compared:
+        raise UserError("none of these does any of this work", field="peers", advice=_DOERS)
     machine = chosen_machine(asked)
-    described = describe(machine)
+    workers = cores() if asked["workers"] is None else asked["workers"]
+    described = describe(machine, asked, workers)
     console.facts(described)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="cnnctl-peers-") as folder, faults_explained():
-        workers = cores() if asked["workers"] is None else asked["workers"]
+    with tempfile.TemporaryDirectory(prefix="cnnctl-peers-") as folder:
         whole = Asked(machine, Path(folder), asked["images"], asked["root"], workers)
-        for name in asked["work"]:
+        for name in compared:
             if stop:
                 break
             console.say(f"{name}: {WORKS[name].about}")
@@ -125,13 +131,16 @@ def compare(asked: dict[str, Any]) -> int:
             rows += made
             for row in made:
                 console.say("  " + "  ".join(cell for cell in row.cells()[1:] if cell))
-    if asked["json"] is not None:
-        _write(Path(asked["json"]), described, rows)
     console.say()
+    if stop:
+        console.say("stopped")
     if asked["markdown"]:
         console.say(markdown(described, rows))
     else:
         console.table("the same work, side by side", _COLUMNS, [row.cells() for row in rows])
+    if asked["json"] is not None:
+        record = {**dict(described), "rows": [row.record() for row in rows]}
+        console.say(f"written: {bench_file.write(asked['json'], record)}")
     return 128 + stop.signum if stop.signum is not None else Exit.DONE
 
 
@@ -149,17 +158,22 @@ def chosen_machine(asked: dict[str, Any]) -> Machine:
         raise
 
 
-def describe(machine: Machine) -> list[tuple[str, str]]:
-    """The machine, and who runs on it."""
+def describe(machine: Machine, asked: dict[str, Any], workers: int) -> list[tuple[str, str]]:
+    """The machine, who runs on it, and how often."""
+    modules = [importlib.import_module(f"cnnctl.peers.{peer}") for peer in asked["peers"]]
     versions = []
-    for package in ("torchvision", "timm", "lightning", "airbench"):
+    for package in sorted({package for module in modules for package in module.PACKAGES}):
         with contextlib.suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
+    threads, loaders = torch.get_num_threads(), f"{workers} processes where a loader has some"
+    images = "each work's own number" if asked["images"] is None else f"{asked['images']:,}"
     return [
         *processor.described(machine.device),
-        ("beside it", ", ".join(versions)),
+        *[("beside it", ", ".join(versions))] * bool(versions),
         ("ours", machine.describe()),
-        ("peers", f"{machine.device.type}, {torch.get_num_threads()} threads, fp32"),
+        ("peers", f"{machine.device.type}, {threads} threads, {loaders}"),
+        ("images", f"{images} a turn"),
+        ("turns", f"{asked['turns']} of each side, in turns; {asked['budget']:g} s a work at most"),
         ("targets", f"those of {_KINDS[target_kind(machine)]}"),
     ]
 
@@ -174,43 +188,78 @@ def rows_of(
     name: str, work: Work, asked: dict[str, Any], whole: Asked, stop: StopFlag
 ) -> list[Row]:
     """A work against all its peers, interleaved with each other: ours is timed once for all."""
-    peers = {peer: importlib.import_module(f"cnnctl.peers.{peer}") for peer in asked["peers"]}
-    peers = {peer: module for peer, module in peers.items() if work.kind in module.DOES}
-    kind = target_kind(whole.machine)
-    rows = {p: Row(name, work.about, p, target=work.targets.get(p, {}).get(kind)) for p in peers}
+    peers, kind = doing(work, asked["peers"]), target_kind(whole.machine)
+    rows = {
+        peer: Row(
+            *(name, work.about, peer, module.PRECISION),
+            target=work.targets.get(peer, {}).get(kind),
+        )
+        for peer, module in peers.items()
+    }
     lacking = {peer: lack for peer, module in peers.items() if (lack := lacks(module, whole))}
-    noted = {peer: _noted(rows[peer], f"skipped: {lack}") for peer, lack in lacking.items()}
-    there = {peer: module for peer, module in peers.items() if peer not in lacking}
-    if not there:
-        return list(noted.values())
+    made = {peer: replace(rows[peer], note=f"skipped: {lack}") for peer, lack in lacking.items()}
+    there = {peer: row for peer, row in rows.items() if peer not in lacking}
     try:
-        job = importlib.import_module(f"cnnctl.peers.works.{work.kind}").made(work, whole)
+        with faults_explained():
+            made |= _compared(there, peers, work, asked, whole, stop) if there else {}
     except UserError as error:
-        if error.code != Exit.DATA:
-            raise
-        return [_noted(row, f"skipped: {error}") for row in rows.values()]
-    sides: dict[str, Side] = {}
-    for peer, module in there.items():
-        try:
-            sides[peer] = module.side(job)
-            sides[peer].run()  # its first turn is not timed
-        except Exception as error:
-            if isinstance(error, UserError):
-                raise
-            sides.pop(peer, None)
-            first = (str(error).splitlines() or [""])[0]
-            noted[peer] = _noted(rows[peer], f"failed: {type(error).__name__}: {first}")
-    if sides:
+        made |= {peer: replace(row, note=f"skipped: {error}") for peer, row in there.items()}
+    return [made[peer] for peer in peers]
+
+
+def doing(work: Work, peers: Sequence[str]) -> dict[str, Any]:
+    """The modules of those among ``peers`` that do a work."""
+    modules = {peer: importlib.import_module(f"cnnctl.peers.{peer}") for peer in peers}
+    return {peer: module for peer, module in modules.items() if work.kind in module.DOES}
+
+
+def _compared(
+    rows: dict[str, Row],
+    peers: dict[str, Any],
+    work: Work,
+    asked: dict[str, Any],
+    whole: Asked,
+    stop: StopFlag,
+) -> dict[str, Row]:
+    job = importlib.import_module(f"cnnctl.peers.works.{work.kind}").made(work, whole)
+    rows = {p: replace(row, data=job.data, images=job.images) for p, row in rows.items()}
+    sides, made = _warmed(rows, peers, job, stop)
+    times, learnt = {}, {}
+    if sides and not stop:
         ours = job.ours()
         ours.run()
         runs = {OURS: ours.run, **{peer: side.run for peer, side in sides.items()}}
-        times = interleaved(
-            runs, asked["turns"], 0, whole.machine.device, asked["budget"], lambda: bool(stop)
-        )
-        learnt = ours.figures()
-        for peer, side in sides.items():
-            noted[peer] = _timed(rows[peer], job, times[peer], times[OURS], side.figures(), learnt)
-    return [noted[peer] for peer in peers]
+        device, limit = whole.machine.device, asked["budget"]
+        times = interleaved(runs, asked["turns"], 0, device, limit, lambda: bool(stop))
+        learnt = ours.figures() if times[OURS].seconds else {}
+    for peer, row in rows.items():
+        if min(len(times.get(side, NONE).seconds) for side in (peer, OURS)):
+            figures = {"their_figures": sides[peer].figures(), "our_figures": learnt}
+            made[peer] = replace(row, theirs=times[peer], ours=times[OURS], **figures)
+        elif peer not in made:
+            made[peer] = replace(row, note="stopped")
+    return made
+
+
+def _warmed(
+    rows: dict[str, Row], peers: dict[str, Any], job: Any, stop: StopFlag
+) -> tuple[dict[str, Side], dict[str, Row]]:
+    """The sides, each after a turn that is not timed, and the rows of those that failed in it."""
+    sides: dict[str, Side] = {}
+    failed: dict[str, Row] = {}
+    for peer, row in rows.items():
+        if stop:
+            break
+        try:
+            side = peers[peer].side(job)
+            side.run()
+            sides[peer] = side
+        except UserError as error:
+            failed[peer] = replace(row, note=f"skipped: {error}")
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            failed[peer] = replace(row, note=f"failed: {type(error).__name__}: {first}")
+    return sides, failed
 
 
 def lacks(module: Any, whole: Asked) -> str | None:
@@ -219,32 +268,6 @@ def lacks(module: Any, whole: Asked) -> str | None:
     if whole.machine.device.type not in getattr(module, "DEVICES", (whole.machine.device.type,)):
         return f"needs a {module.DEVICES[0].upper()} device"
     return f"pip install {' '.join(absent)}" if absent else None
-
-
-def _noted(row: Row, note: str) -> Row:
-    return replace(row, note=note)
-
-
-def _timed(
-    row: Row, job: Any, theirs: Times, ours: Times, their_figures: Figures, our_figures: Figures
-) -> Row:
-    return replace(
-        row,
-        data=job.data,
-        images=job.images,
-        theirs=theirs,
-        ours=ours,
-        their_figures=their_figures,
-        our_figures=our_figures,
-    )
-
-
-def _write(path: Path, described: Sequence[tuple[str, str]], rows: Sequence[Row]) -> None:
-    record = {**dict(described), "rows": [row.record() for row in rows]}
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise disk_error(error, path) from None
 
 
 def markdown(described: Sequence[tuple[str, str]], rows: Sequence[Row]) -> str:

@@ -16,6 +16,7 @@ from cnnctl.peers.works.recipe import Recipe
 
 DOES = ("recipe",)
 PACKAGES = ("airbench",)
+PRECISION = "fp16"
 DEVICES = ("cuda",)
 
 _HERE = "cifar10"  # the folder of its files, below the one that it runs in

@@ -17,7 +17,8 @@ from cnnctl.peers.works.base import Side
 from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
-PACKAGES = ("lightning",)
+PACKAGES = ("lightning", "torchvision")
+PRECISION = "fp32"
 
 
 def side(job: Epoch) -> Side:

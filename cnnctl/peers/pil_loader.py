@@ -17,7 +17,8 @@ from cnnctl.peers.works.base import Side
 from cnnctl.peers.works.stream import Stream, one_core
 
 DOES = ("stream",)
-PACKAGES = ()
+PACKAGES = ("torchvision",)
+PRECISION = "fp32"
 
 
 def side(job: Stream) -> Side:

@@ -16,7 +16,8 @@ from cnnctl.peers.works.segmenter_step import SegmenterStep
 from cnnctl.structures import IGNORE
 
 DOES = ("segmenter_step",)
-PACKAGES = ()
+PACKAGES = ("torchvision",)
+PRECISION = "fp32"
 
 
 def side(job: SegmenterStep) -> Side:

@@ -16,7 +16,8 @@ from cnnctl.peers.works.base import Side
 from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
-PACKAGES = ()
+PACKAGES = ("torchvision",)
+PRECISION = "fp32"
 
 
 class PilImages(Dataset):

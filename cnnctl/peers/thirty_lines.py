@@ -15,6 +15,7 @@ from cnnctl.peers.works.epoch import Epoch, Trained
 
 DOES = ("epoch",)
 PACKAGES = ()
+PRECISION = "as ours"
 
 
 def side(job: Epoch) -> Side:

@@ -20,7 +20,8 @@ from cnnctl.peers.works.detector_inference import DetectorInference
 from cnnctl.peers.works.scenes import Scenes, found
 
 DOES = ("detector_step", "detector_inference")
-PACKAGES = ()
+PACKAGES = ("torchvision",)
+PRECISION = "fp32"
 
 _FIXED = "ssd"  # these have a size of their own
 _WITHOUT_BACKGROUND = ("retinanet", "fcos")  # these count classes from 0

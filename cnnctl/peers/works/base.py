@@ -73,15 +73,12 @@ class Peer(Protocol):
     """A module of ``cnnctl/peers``: found by the name of its file."""
 
     DOES: tuple[str, ...]  # kinds of work
-    PACKAGES: tuple[str, ...]  # that it needs beside ours, by the names that they are imported by
+    PACKAGES: tuple[str, ...]  # that it is made of beside torch, as they are imported and installed
+    PRECISION: str  # that it computes in
+    # DEVICES, where it does not run on all: their types
 
     @staticmethod
     def side(job: Any) -> Side: ...
-
-    @staticmethod
-    def lacks(job: Any) -> str | None:
-        """What it needs and this machine has not; optional."""
-        ...
 
 
 def machine_kind(device: torch.device) -> str:

@@ -75,13 +75,13 @@ def _segmenter(about: str, *overrides: str, side: int, theirs: str = "") -> Work
 
 
 WORKS: dict[str, Work] = {
-    "resnet20": _epoch("ResNet-20, an epoch", "model=resnet20", amx=5.0, plain=1.7),
-    "lenet": _epoch("LeNet, an epoch", "model=lenet", images=12800),
+    "resnet20": _epoch("ResNet-20, training", "model=resnet20", amx=5.0, plain=1.7),
+    "lenet": _epoch("LeNet, training", "model=lenet", images=12800),
     "vgg11": _epoch(
-        "VGG-11, an epoch", "model=vgg11", "model.norm=true", "model.units=512", amx=4.0
+        "VGG-11, training", "model=vgg11", "model.norm=true", "model.units=512", amx=4.0
     ),
     "resnet18": _epoch(
-        "ResNet-18 for 32 x 32, an epoch", "model=resnet18", "backbone.small_input=true", amx=4.0
+        "ResNet-18 for 32 x 32, training", "model=resnet18", "backbone.small_input=true", amx=4.0
     ),
     **_detector(
         *("faster_rcnn", "detect", "fasterrcnn_resnet50_fpn", *_RCNN), side=640, amx=6.0, plain=1.15
@@ -104,7 +104,7 @@ WORKS: dict[str, Work] = {
         "FCN on ResNet-50, step", "model=fcn_resnet", side=256, theirs="fcn_resnet50"
     ),
     "jpegs": Work(
-        "JPEG of 500 x 375, decoded and augmented, one core",
+        "decoding and augmenting, one core",
         "stream",
         ("data=folder", "augmentation=random_resized_crop", "augmentation.size=224"),
         256,
