@@ -30,7 +30,7 @@ def by_hand(job: Epoch, model: nn.Module) -> Trained:
         for values in (job.train.mean, job.train.std)
     )
     machine.place(model).train()
-    optimizer = job.optimizer(model)
+    optimizer = job.optimizer(model, fused=job.device.type == "cuda")
     losses: list[Tensor] = []
     order = torch.randperm(len(labels), device=job.device)
     for step in range(len(labels) // job.batch):

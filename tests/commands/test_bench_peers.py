@@ -218,9 +218,10 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     tiny = Work("tiny", "epoch", recipe, 64, 16, targets={"reference_loop": {PLAIN: 1e-9}})
     monkeypatch.setitem(WORKS, "tiny", tiny)
     monkeypatch.setattr("cnnctl.peers.works.epoch._TEST", 20)
+    monkeypatch.setenv("CNNCTL_DATA", str(tmp_path))
     figures = tmp_path / "figures.json"
     words = ["work=tiny", "peers=[reference_loop,thirty_lines,airbench]", "turns=3", "workers=0"]
-    words += [f"json={figures}", f"root={tmp_path}", "precision=fp32", "markdown=true"]
+    words += [f"json={figures}", "precision=fp32", "markdown=true"]
     assert bench_peers.run(words, None) == Exit.DONE
     said = json.loads(figures.read_text())
     first, second = said["rows"]  # airbench does no epochs

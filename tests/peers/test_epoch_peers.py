@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cnnctl.data.loaders import Normalize
+from cnnctl.errors import Exit, UserError
 from cnnctl.peers import lightning_trainer, reference_loop, thirty_lines, timm_loop
 from cnnctl.peers.works import epoch
 from cnnctl.peers.works.base import Asked, eager
@@ -26,19 +27,20 @@ RECIPE = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def drawn_once() -> Iterator[None]:
+def drawn_once(tmp_path_factory) -> Iterator[None]:
     kept = {split: epoch.DigitImages(split, 128, 16) for split in ("train", "test")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             epoch, "DigitImages", lambda split, count, side: epoch.Rows(kept[split], count)
         )
         patch.setattr(epoch, "_TEST", 100)
+        patch.setenv("CNNCTL_DATA", str(tmp_path_factory.mktemp("empty")))
         yield
 
 
 def made(folder, images: int, *more: str) -> epoch.Epoch:
     work = Work("", "epoch", (*RECIPE, *more), images, side=16)
-    return epoch.made(work, Asked(eager(CPU), folder, root=str(folder)))
+    return epoch.made(work, Asked(eager(CPU), folder))
 
 
 def check_one_step(folder, peers) -> None:
@@ -105,6 +107,27 @@ def test_crops_and_flips_by_hand_move_whole_images(tmp_path):
 def test_fewer_images_than_a_batch(tmp_path):
     with pytest.raises(Exception, match="63 are less than a batch of 64"):
         made(tmp_path, 63)
+
+
+def test_digits_stand_in_only_where_no_data_is_named(tmp_path):
+    named = Asked(eager(CPU), tmp_path, root=str(tmp_path / "here"))
+    with pytest.raises(UserError) as raised:
+        epoch.made(Work("", "epoch", RECIPE, 64, side=16), named)
+    assert raised.value.code == Exit.DATA
+    with pytest.raises(UserError, match="unknown key"):
+        made(tmp_path, 64, "model.no_such_key=1")
+
+
+def test_sgd_by_hand_is_fused_where_ours_is(tmp_path, monkeypatch):
+    """On a GPU; which kernels a CPU has of it is torch's affair."""
+    job = made(tmp_path, 64, "augmentation=none")
+    asked: list[bool] = []
+    plain = job.optimizer
+    monkeypatch.setattr(job, "optimizer", lambda m, fused: (asked.append(fused), plain(m))[1])
+    thirty_lines.side(job).run()
+    assert asked == [False]
+    assert plain(job.fresh()).defaults["fused"] is None
+    assert plain(job.fresh(), fused=True).defaults["fused"] is True
 
 
 @pytest.mark.slow

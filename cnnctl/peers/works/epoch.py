@@ -21,7 +21,7 @@ from cnnctl.engine.journal import Journal
 from cnnctl.engine.loop import Loop
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.signals import StopFlag
-from cnnctl.errors import UserError
+from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import Losses, Model
 from cnnctl.peers.works.base import Asked, Figures, Side
 from cnnctl.peers.works.table import Work
@@ -88,13 +88,18 @@ class Epoch:
         """The network as it was drawn, in float32, channels first."""
         return copy.deepcopy(self.model)
 
-    def optimizer(self, model: torch.nn.Module) -> torch.optim.SGD:
+    def optimizer(self, model: torch.nn.Module, fused: bool = False) -> torch.optim.SGD:
+        """
+        Args:
+            fused: one kernel for all parameters, as ours has on a GPU; else torch decides.
+        """
         return torch.optim.SGD(
             model.parameters(),
             self.rate,
             momentum=self.momentum,
             weight_decay=self.decay,
             nesterov=True,
+            fused=fused or None,
         )
 
     @torch.inference_mode()
@@ -174,7 +179,11 @@ def _noted(model: Model) -> list[Tensor]:
 
 
 def made(work: Work, asked: Asked) -> Epoch:
-    """CIFAR-10 where it is at hand, else single digits drawn in colour; the network of the work."""
+    """CIFAR-10 where it is at hand, else single digits drawn in colour; the network of the work.
+
+    Raises:
+        UserError: the work's configuration is wrong, or CIFAR-10 is not where the user says it is.
+    """
     count = asked.images or work.images
     fixed = ("trainer.epochs=1", f"augmentation.size={work.side}")  # some networks ask for another
     try:
@@ -188,7 +197,9 @@ def made(work: Work, asked: Asked) -> Epoch:
             Rows(cast(ArrayDataset, split), least)
             for split, least in zip(splits, (count, _TEST), strict=True)
         )
-    except UserError:
+    except UserError as error:
+        if error.code != Exit.DATA or asked.root is not None:
+            raise
         config, what = asked.composed(work, *fixed), f"drawn digits, {work.side} x {work.side}"
         train, test = DigitImages("train", count, work.side), DigitImages("test", _TEST, work.side)
     batch = config.trainer.batch_size
