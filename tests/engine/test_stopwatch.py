@@ -33,7 +33,7 @@ def work(clock):
 
         return run
 
-    side.order = order
+    side.__dict__["order"] = order
     return side
 
 
@@ -81,13 +81,14 @@ def test_what_is_timed_when_asked_to_stop_is_kept(work):
 
 
 def test_what_is_done_before_a_side_is_not_timed(clock, work):
+    names = []
+
     def before(name):
-        before.names += name
+        names.append(name)
         clock.seconds += 10
 
-    before.names = ""
     times = interleaved({"a": work("a", 1, 1), "b": work("b", 2, 2)}, 2, warm=0, before=before)
-    assert before.names == "".join(work.order) == "abba"
+    assert "".join(names) == "".join(work.order) == "abba"
     assert {name: side.seconds for name, side in times.items()} == {"a": (1, 1), "b": (2, 2)}
 
 
