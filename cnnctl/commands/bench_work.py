@@ -55,25 +55,8 @@ def stepping(subject: Subject) -> Work:
 
     The learning rate is 0: the network stays as it was drawn, and every turn does the same.
     """
-    trainer, loader = subject.trainer, subject.train
-    batches = list(loader.train(0, _BATCHES, trainer.batch_size, 0))
-    loop = Loop(
-        trainer=replace(trainer, steps=_NO_END, watch=False),
-        model=subject.model,
-        machine=subject.machine,
-        processes=Processes(),
-        train=loader,
-        val=None,
-        optimizer=build.optimizer(subject.config),
-        schedule=_Still(),
-        evaluator=subject.task.evaluator,
-        monitor=subject.task.best,
-        larger_is_better=True,
-        seed=subject.config.seed,
-        describe={},
-        journal=Journal(Console(quiet=True), lambda batch: {}, lambda *seen: {}),
-        stop=StopFlag(),
-    )
+    at_once = subject.trainer.batch_size
+    batches, loop = list(subject.train.train(0, _BATCHES, at_once, 0)), _loop(subject)
     loop.prepare()
     step = loop.begin(gradient_stage(subject))
     turn = itertools.count()
@@ -90,7 +73,28 @@ def stepping(subject: Subject) -> Work:
         gradients = [p.grad for p in subject.model.parameters() if p.grad is not None]
         return size_of([*state, *weights, *gradients])
 
-    return Work(lambda: step(batches[next(turn) % _BATCHES]), trainer.batch_size, ready, own)
+    return Work(lambda: step(batches[next(turn) % _BATCHES]), at_once, ready, own)
+
+
+def _loop(subject: Subject) -> Loop:
+    """That of ``cnnctl train``, but for what it says and saves, and without an end."""
+    return Loop(
+        trainer=replace(subject.trainer, steps=_NO_END, watch=False),
+        model=subject.model,
+        machine=subject.machine,
+        processes=Processes(),
+        train=subject.train,
+        val=None,
+        optimizer=build.optimizer(subject.config),
+        schedule=_Still(),
+        evaluator=subject.task.evaluator,
+        monitor=subject.task.best,
+        larger_is_better=True,
+        seed=subject.config.seed,
+        describe={},
+        journal=Journal(Console(quiet=True), lambda batch: {}, lambda *seen: {}),
+        stop=StopFlag(),
+    )
 
 
 def evaluating(subject: Subject) -> Work:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,23 +73,31 @@ def interleaved(
     Returns:
         times of each side, in the order of ``sides``.
     """
-    names, seconds = list(sides), {name: [] for name in sides}
+    seconds = {name: [] for name in sides}
+    for turn, name in _in_turns(list(sides), turns, warm, budget):
+        if stop():
+            break
+        before(name)
+        taken = _seconds(sides[name], device)
+        if turn >= 0:
+            seconds[name].append(taken)
+    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+
+
+def _in_turns(
+    names: list[str], turns: int, warm: int, budget: float | None
+) -> Iterator[tuple[int, str]]:
+    """(turn, name), the warm turns below 0, until ``budget`` seconds have passed since turn 0."""
     started = time.perf_counter()
     for turn in range(-warm, turns):
         if turn == 0:
             started = time.perf_counter()
         passed = time.perf_counter() - started
         if turn >= LEAST_TURNS and budget is not None and passed >= budget:
-            break
+            return
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            if stop():
-                return {name: Times(tuple(taken)) for name, taken in seconds.items()}
-            before(name)
-            taken = _seconds(sides[name], device)
-            if turn >= 0:
-                seconds[name].append(taken)
-    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+            yield turn, name
 
 
 def _seconds(work: Callable[[], object], device: torch.device | None) -> float:

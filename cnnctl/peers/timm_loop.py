@@ -22,26 +22,11 @@ PRECISION = "fp32"
 
 
 def side(job: Epoch) -> Side:
-    timm_data, timm_optim, timm_utils = (
-        importlib.import_module(f"timm.{part}") for part in ("data", "optim", "utils")
-    )
+    timm_optim, timm_utils = (importlib.import_module(f"timm.{one}") for one in ("optim", "utils"))
     data: Any = PilImages(job)
 
     def train(model: nn.Module) -> Trained:
-        model = model.to(job.device).train()
-        loader = timm_data.create_loader(
-            data,
-            input_size=(job.train.channels, *(job.train.size or ())),
-            batch_size=job.batch,
-            is_training=True,
-            no_aug=True,
-            mean=job.train.mean,
-            std=job.train.std,
-            num_workers=job.asked.workers,
-            pin_memory=job.device.type == "cuda",
-            device=job.device,
-        )
-        data.transform = _transform(job, data.transform)
+        model, loader = model.to(job.device).train(), _loader(job, data)
         optimizer = timm_optim.create_optimizer_v2(
             model,
             opt="sgd",  # with Nesterov's momentum
@@ -63,6 +48,24 @@ def side(job: Epoch) -> Side:
         return model, losses
 
     return job.side(train)
+
+
+def _loader(job: Epoch, data: Any) -> Any:
+    """It gives ``data`` a transform of its own."""
+    loader = importlib.import_module("timm.data").create_loader(
+        data,
+        input_size=(job.train.channels, *(job.train.size or ())),
+        batch_size=job.batch,
+        is_training=True,
+        no_aug=True,
+        mean=job.train.mean,
+        std=job.train.std,
+        num_workers=job.asked.workers,
+        pin_memory=job.device.type == "cuda",
+        device=job.device,
+    )
+    data.transform = _transform(job, data.transform)
+    return loader
 
 
 def _transform(job: Epoch, own: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ class Side:
     """One way to do a work.
 
     Args:
-        run: all of a turn; it begins from the same weights and images every time.
+        run: all of a turn, on the same images every time. A training begins from the same weights
+            every time; a single step goes on from the one before it.
         figures: of the last turn, asked for when all are done.
     """
 
@@ -100,7 +102,7 @@ class TrainingStep:
     losses: Callable[[], Mapping[str, Tensor]]
     machine: Machine
     rate: float = 1e-5
-    first: float | None = None  # the loss of the first step
+    loss: float = math.nan  # of the last turn
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.SGD(self.model.parameters(), self.rate, momentum=0.9)
@@ -112,11 +114,16 @@ class TrainingStep:
             total = torch.stack([loss.float() for loss in self.losses().values()]).sum()
         total.backward()
         self.optimizer.step()
-        value = total.item()
-        self.first = value if self.first is None else self.first
+        self.loss = total.item()
 
     def side(self) -> Side:
-        return Side(self.run, lambda: {"loss": self.first or 0.0})
+        return Side(self.run, self.figures)
+
+    def figures(self) -> Figures:
+        """The loss says that the forward pass is the same; the norm of the gradient of all weights
+        that the backward pass is."""
+        norms = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
+        return {"loss": self.loss, "gradient": float(torch.stack(norms).norm())}
 
 
 def eager(device: torch.device) -> Machine:
