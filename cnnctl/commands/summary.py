@@ -66,7 +66,7 @@ def announce(
         ("features", _kept(loop)),
         ("steps", f"{total:,} ({per_epoch:,} an epoch) of {loop.trainer.batch_size} images"),
         ("machine", f"{loop.machine.describe()}, {loop.processes.world} process(es)"),
-        ("chosen", why_chosen(loop.trainer, loop.machine, loop.train, loop.model, loop.processes)),
+        ("chosen", _chosen(loop)),
         ("run", str(directory)),
     ]
     if not any(isinstance(stage, GradientStage) for stage in loop.model.stages()):
@@ -87,6 +87,13 @@ def announce(
         console.say(f"schedule {chosen['schedule']} follows the run's new length from here on")
     if request.resumed is not None and loop.resumed is not None:
         console.say(f"resumed at step {loop.resumed['progress']['total_steps']}")
+
+
+def _chosen(loop: Loop) -> str:
+    fused = loop.describe["machine"]["fused_norm"]
+    return why_chosen(
+        loop.trainer, loop.machine, loop.train, loop.model, loop.processes, fused=fused
+    )
 
 
 def _kept(loop: Loop) -> str:

@@ -26,7 +26,6 @@ from cnnctl.data.proposed import changed
 from cnnctl.drawing.layer_pictures import draw_layers
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
-from cnnctl.engine.chosen import fused_norm
 from cnnctl.engine.compiling import verdict
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
@@ -40,6 +39,7 @@ from cnnctl.engine.signals import StopFlag, Stopped
 from cnnctl.engine.trainer import Trainer
 from cnnctl.errors import Exit, UserError
 from cnnctl.models.base import GradientStage, Model, Stage, identity
+from cnnctl.ops.batch_norm_relu import kernel_name
 from cnnctl.randomness import key
 from cnnctl.tasks.base import Task
 
@@ -207,7 +207,7 @@ def _compiled_where_it_pays(loop: Loop, console: Console) -> bool:
         batches = loop.train.train(0, 1, trainer.batch_size, 0)
         part = next(next(batches).split(trainer.accumulate))
         steps = trainer.total_steps(len(loop.train.dataset))[0] * len(stages) * trainer.accumulate
-        found = verdict(loop.model, part, loop.machine, steps)
+        found = verdict(loop.model, part, loop.machine, steps, kernel_name())
         console.say(f"trainer.compile={str(found.compiled).lower()}: {found.why}")
     compiled = bool(loop.processes.from_first(found is not None and found.compiled))
     if compiled:
@@ -350,6 +350,12 @@ def _resumed_state(
     return state
 
 
+def _fused_norm(machine: Machine) -> bool:
+    """Whether batch norm, addition and ReLU are one here, which rounds less often."""
+    reduced = machine.device.type == "cpu" and machine.dtype == torch.bfloat16
+    return reduced and kernel_name() is not None
+
+
 def _inline(state: dict[str, Any]) -> str:
     """What a run computes with, and how."""
     kinds = {"fused_norm": False, **state["machine"], "compiled": state.get("compiled", False)}
@@ -402,7 +408,7 @@ def _describe(
             "device": machine.device.type,
             "precision": machine.precision(),
             "threads": torch.get_num_threads(),
-            "fused_norm": fused_norm(machine),
+            "fused_norm": _fused_norm(machine),
         },
         "compiled": request.config["trainer"]["compile"] is True,
         "versions": {"torch": str(torch.__version__)},

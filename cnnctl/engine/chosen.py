@@ -13,18 +13,31 @@ from cnnctl.engine.distributed import Processes
 from cnnctl.engine.machine import Machine, cores
 from cnnctl.engine.trainer import MAX_RESIDENT, Trainer, resident_bytes
 from cnnctl.models.base import Model
-from cnnctl.ops.batch_norm_relu import kernel_name
 
 
 def why_chosen(
-    trainer: Trainer, machine: Machine, loader: Loader, model: Model, processes: Processes
+    trainer: Trainer,
+    machine: Machine,
+    loader: Loader,
+    model: Model,
+    processes: Processes,
+    fused: bool,
 ) -> str:
-    """As ``device cpu (no GPU here), threads 2 (all cores)``: keys of ``trainer=``."""
-    return ", ".join(_chosen(trainer, machine, loader, model, processes))
+    """As ``device cpu (no GPU here), threads 2 (all cores)``: keys of ``trainer=``.
+
+    Args:
+        fused: whether batch norm, addition and ReLU are one where that is known to pay.
+    """
+    return ", ".join(_chosen(trainer, machine, loader, model, processes, fused))
 
 
 def _chosen(
-    trainer: Trainer, machine: Machine, loader: Loader, model: Model, processes: Processes
+    trainer: Trainer,
+    machine: Machine,
+    loader: Loader,
+    model: Model,
+    processes: Processes,
+    fused: bool,
 ) -> Iterator[str]:
     kind = machine.device.type
     if trainer.device == "auto":
@@ -32,7 +45,7 @@ def _chosen(
     if trainer.precision == "auto":
         native = "native here" if machine.dtype == torch.bfloat16 else "bf16 is not native here"
         yield f"precision {machine.precision()} ({native})"
-    if machine.device.type == "cpu" and machine.dtype == torch.bfloat16 and not fused_norm(machine):
+    if machine.device.type == "cpu" and machine.dtype == torch.bfloat16 and not fused:
         yield "batch norm not fused (no C compiler, or CNNCTL_FUSED=0)"
     if trainer.threads is None:
         yield f"threads {torch.get_num_threads()} ({_threads(processes)})"
@@ -40,12 +53,6 @@ def _chosen(
         yield f"loader {_loader(loader)}"
     if trainer.eval_batch_size is None:
         yield f"eval_batch_size {trainer.evaluation_batch(model, loader.augmentation)}"
-
-
-def fused_norm(machine: Machine) -> bool:
-    """Whether batch norm, addition and ReLU are one here, which rounds less often."""
-    reduced = machine.device.type == "cpu" and machine.dtype == torch.bfloat16
-    return reduced and kernel_name() is not None
 
 
 def _threads(processes: Processes) -> str:

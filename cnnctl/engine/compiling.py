@@ -15,7 +15,6 @@ import torch
 from cnnctl.engine.machine import Machine
 from cnnctl.engine.processor import cpu_model
 from cnnctl.models.base import Model
-from cnnctl.ops.batch_norm_relu import kernel_name
 from cnnctl.structures import Batch
 from cnnctl.user_cache import user_cache
 
@@ -30,13 +29,19 @@ class Verdict:
     why: str
 
 
-def verdict(model: Model, batch: Batch, machine: Machine, steps: int) -> Verdict:
-    """For a run of ``steps`` steps like that with ``batch``; the model is left as it is."""
+def verdict(
+    model: Model, batch: Batch, machine: Machine, steps: int, kernel: str | None = None
+) -> Verdict:
+    """For a run of ``steps`` steps like that with ``batch``; the model is left as it is.
+
+    Args:
+        kernel: that the model is computed with as it is, by name.
+    """
     plain = seconds(model, batch, machine, compiled=False)[1]
     ahead = plain * steps
     if ahead < LONG:
         return Verdict(False, f"{ahead:,.0f} s of steps are too few to find out whether it pays")
-    known = user_cache("compile") / f"{_key(model, batch, machine)}.json"
+    known = user_cache("compile") / f"{_key(model, batch, machine, kernel)}.json"
     try:
         cost, ratio = map(float, json.loads(known.read_text()))
     except (OSError, ValueError, TypeError):
@@ -77,10 +82,10 @@ def _timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def _key(model: Model, batch: Batch, machine: Machine) -> str:
+def _key(model: Model, batch: Batch, machine: Machine, kernel: str | None) -> str:
     shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
     what = (str(model), shapes, tuple(batch.images.pixels.shape), machine.describe(), cpu_model())
-    programs = (str(torch.__version__), kernel_name())
+    programs = (str(torch.__version__), kernel)
     return hashlib.sha256(repr((*what, *programs)).encode()).hexdigest()[:32]
 
 

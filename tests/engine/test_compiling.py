@@ -100,7 +100,7 @@ def test_a_probe_leaves_no_trace(model, batch):
 def test_a_resumed_run_does_as_it_did(train, command, tmp_path, monkeypatch, capsys):
     asked, compiled = [], []
 
-    def found(model, batch, machine, steps):
+    def found(model, batch, machine, steps, kernel):
         asked.append((len(batch), steps))
         return Verdict(True, "a sundial says so")
 

@@ -130,14 +130,18 @@ def test_what_was_chosen_and_why(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
 
-    def said(trainer: Trainer, size: int, world: int = 1, dtype: torch.dtype = torch.float32):
+    def said(trainer: Trainer, size: int, world=1, dtype=torch.float32, fused=True):
         here, pipeline = Machine(CPU, dtype, True), Standard(**common, size=size)
         loader = trainer.load(data, pipeline, here, processes, 0)
-        return chosen.why_chosen(trainer, here, loader, model, Processes(0, world))
+        return chosen.why_chosen(trainer, here, loader, model, Processes(0, world), fused)
 
     assert said(Trainer(workers=1), 8, dtype=torch.bfloat16) == (
         "device cpu (no GPU here), precision bf16 (native here), threads 2 (all cores,"
         " GOMP_SPINCOUNT=7), loader resident (0.1 MB), eval_batch_size 500"
+    )
+    own = {"precision": "bf16", "threads": 1, "loader": "resident", "eval_batch_size": 5}
+    assert said(Trainer(device="cpu", **own), 8, dtype=torch.bfloat16, fused=False) == (
+        "batch norm not fused (no C compiler, or CNNCTL_FUSED=0)"
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert said(Trainer(device="cpu", workers=1), 2048, 2) == (
