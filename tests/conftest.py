@@ -50,6 +50,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """What is never looked at is never given back, which some libraries complain of at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """What a run in this process sets for the whole of it."""
