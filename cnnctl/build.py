@@ -45,7 +45,6 @@ _ALLOWED: dict[str, tuple[tuple[str, ...], type]] = {
 }
 
 _LATER = ("transfer", "proposals")  # configurations from before there were any have no such key
-_MAY_BE_NONE = ("backbone",)
 
 # Keys of ``data=`` for any data set of labelled images in memory, applied here to what it reads.
 _CHOICE: dict[str, Any] = {"only": list[str | int] | None, "per_class": int | None}
@@ -289,11 +288,14 @@ def check(config: DictConfig, chosen: dict[str, str]) -> None:
         )
 
 
+class LeftOut(UserError):
+    """A group that nothing runs without."""
+
+
 def _check_all_there(config: DictConfig) -> None:
     for group in _ALLOWED:
-        there = group in config if group in _MAY_BE_NONE else config.get(group)
-        if not there and group not in _LATER:
-            raise UserError(
+        if group not in config and group not in _LATER:
+            raise LeftOut(
                 "is left out, and nothing runs without it",
                 field=group,
                 advice=f"name one ({group}=...), or leave ~{group} out",

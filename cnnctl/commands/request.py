@@ -108,6 +108,8 @@ def _check_own(state: State, path: Path, settings: DictConfig) -> None:
         config, _ = compose.override({**state["config"], "trust": []}, [])
         config.trust = settings.trust
         build.check(config, state["choices"])
+    except build.LeftOut as error:
+        raise checkpoint.foreign(path, error) from None
     except UserError as error:
         error.file, error.code = path, Exit.CHECKPOINT
         raise
