@@ -359,8 +359,8 @@ def _fused_norm(machine: Machine) -> bool:
 def _inline(state: dict[str, Any]) -> str:
     """What a run computes with, and how."""
     kinds = {"fused_norm": False, **state["machine"], "compiled": state.get("compiled", False)}
-    named = (name if value is True else f"{name} {value}" for name, value in kinds.items())
-    return ", ".join(name for name in named if not name.endswith(" False"))
+    said = {name: value for name, value in kinds.items() if value is not False}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in said.items())
 
 
 def _claim(request: Request, processes: Processes) -> RunDirectory:
