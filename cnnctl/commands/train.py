@@ -26,6 +26,7 @@ from cnnctl.data.proposed import changed
 from cnnctl.drawing.layer_pictures import draw_layers
 from cnnctl.engine import checkpoint, distributed
 from cnnctl.engine.checkpoint import Checkpoints, State
+from cnnctl.engine.chosen import has_batch_norm
 from cnnctl.engine.compiling import verdict
 from cnnctl.engine.console import Console
 from cnnctl.engine.distributed import Processes
@@ -158,7 +159,7 @@ def _prepare(
         splits = [train] if val is None or val is train else [train, val]
         splits = with_proposals(config, splits, processes, console, stop)
     train, val = splits[0], splits[-1] if val is not None else None
-    described = _describe(request, train, val, machine, processes)
+    described = _describe(request, train, val, model, machine, processes)
     state = _resumed_state(request, described, processes)
     taken = None
     if state is None:
@@ -350,10 +351,10 @@ def _resumed_state(
     return state
 
 
-def _fused_norm(machine: Machine) -> bool:
-    """Whether batch norm, addition and ReLU are one here, which rounds less often."""
+def _fused_norm(model: Model, machine: Machine) -> bool:
+    """Whether batch norm, addition and ReLU may be one here, which rounds less often."""
     reduced = machine.device.type == "cpu" and machine.dtype == torch.bfloat16
-    return reduced and kernel_name() is not None
+    return reduced and has_batch_norm(model) and kernel_name() is not None
 
 
 def _inline(state: dict[str, Any]) -> str:
@@ -383,7 +384,12 @@ def _claim(request: Request, processes: Processes) -> RunDirectory:
 
 
 def _describe(
-    request: Request, train: Dataset, val: Dataset | None, machine: Machine, processes: Processes
+    request: Request,
+    train: Dataset,
+    val: Dataset | None,
+    model: Model,
+    machine: Machine,
+    processes: Processes,
 ) -> dict[str, Any]:
     """What lets a checkpoint be used with nothing else at hand."""
     config = {name: value for name, value in request.config.items() if name != "trust"}
@@ -408,7 +414,7 @@ def _describe(
             "device": machine.device.type,
             "precision": machine.precision(),
             "threads": torch.get_num_threads(),
-            "fused_norm": _fused_norm(machine),
+            "fused_norm": _fused_norm(model, machine),
         },
         "compiled": request.config["trainer"]["compile"] is True,
         "versions": {"torch": str(torch.__version__)},

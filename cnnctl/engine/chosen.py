@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from cnnctl.data.base import ArrayDataset
 from cnnctl.data.loaders import Loader, ResidentLoader, StreamingLoader
@@ -31,6 +32,10 @@ def why_chosen(
     return ", ".join(_chosen(trainer, machine, loader, model, processes, fused))
 
 
+def has_batch_norm(model: Model) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
 def _chosen(
     trainer: Trainer,
     machine: Machine,
@@ -45,7 +50,8 @@ def _chosen(
     if trainer.precision == "auto":
         native = "native here" if machine.dtype == torch.bfloat16 else "bf16 is not native here"
         yield f"precision {machine.precision()} ({native})"
-    if machine.device.type == "cpu" and machine.dtype == torch.bfloat16 and not fused:
+    reduced = kind == "cpu" and machine.dtype == torch.bfloat16
+    if reduced and has_batch_norm(model) and not fused:
         yield "batch norm not fused (no C compiler, or CNNCTL_FUSED=0)"
     if trainer.threads is None:
         yield f"threads {torch.get_num_threads()} ({_threads(processes)})"

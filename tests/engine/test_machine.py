@@ -140,6 +140,8 @@ def test_what_was_chosen_and_why(monkeypatch):
         " GOMP_SPINCOUNT=7), loader resident (0.1 MB), eval_batch_size 500"
     )
     own = {"precision": "bf16", "threads": 1, "loader": "resident", "eval_batch_size": 5}
+    assert said(Trainer(device="cpu", **own), 8, dtype=torch.bfloat16, fused=False) == ""
+    model.add_module("norm", torch.nn.BatchNorm2d(3))
     assert said(Trainer(device="cpu", **own), 8, dtype=torch.bfloat16, fused=False) == (
         "batch norm not fused (no C compiler, or CNNCTL_FUSED=0)"
     )
